@@ -1,0 +1,41 @@
+"""Every error that Classpulse raises on purpose. Exceptions of libraries stop at the adapter that uses them."""
+
+
+class ClasspulseError(Exception):
+    """The root: its message is one line for a person, and says what was wrong, where, and what to do."""
+
+
+class ConfigError(ClasspulseError):
+    """The configuration cannot be used. ``faults`` holds one line for each fault, led by its key."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("; ".join(faults))
+        self.faults = faults
+
+
+class StartError(ClasspulseError):
+    """The daemon must not start as things stand: a lock is held, a gap would open, a schema is newer."""
+
+
+class MalformedError(ClasspulseError):
+    """The request is not what its content type says (400)."""
+
+
+class TooManyEventsError(ClasspulseError):
+    """More events in one request than ``http.max_batch_events`` (413)."""
+
+
+class UnavailableError(ClasspulseError):
+    """Events cannot be made durable now (503). ``retry_after_s`` is what the client is told to wait, in seconds."""
+
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class StoreUnavailableError(ClasspulseError):
+    """A store did not answer, or lost its connection; the same call may go through later."""
+
+
+class StoreRefusedError(ClasspulseError):
+    """A store answers, but must not be used: a newer schema, a gap, another daemon, a wrong password."""
