@@ -5,14 +5,6 @@ class ClasspulseError(Exception):
     """The root: its message is one line for a person, and says what was wrong, where, and what to do."""
 
 
-class ConfigError(ClasspulseError):
-    """The configuration cannot be used. ``faults`` holds one line for each fault, led by its key."""
-
-    def __init__(self, faults: list[str]) -> None:
-        super().__init__("; ".join(faults))
-        self.faults = faults
-
-
 class StartError(ClasspulseError):
     """The daemon must not start as things stand: a lock is held, a gap would open, a schema is newer."""
 
@@ -39,3 +31,15 @@ class StoreUnavailableError(ClasspulseError):
 
 class StoreRefusedError(ClasspulseError):
     """A store answers, but must not be used: a newer schema, a gap, another daemon, a wrong password."""
+
+
+class UnknownTopicError(ClasspulseError):
+    """A subscriber asked for a topic that does not exist; the message says which, and what topics there are."""
+
+
+def flatten(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    """The exceptions in a group, however deep."""
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found += flatten(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found

@@ -1,0 +1,188 @@
+"""Recovery: from stored snapshots and the journal to live state, at start and for students who come back."""
+
+from collections.abc import Awaitable, Callable
+from typing import Final, NamedTuple, TypeAlias
+
+import structlog
+import trio
+
+from engine.clock import WallClock
+from engine.dirty import DirtyUsers
+from engine.errors import StoreRefusedError, StoreUnavailableError
+from engine.event import Commit, UserKey
+from engine.ports import Journal, Store, StoredOffsets
+from engine.rows import Past, user_key
+from engine.session import UserState
+from engine.watermark import Part
+
+from .mailbox import ConflatingMailbox
+from .router import Router
+from .session import SessionActor
+
+# Between two tries to reach a store that is away, in seconds: short, because the teacher's view waits for it.
+RETRY_S: Final = 0.5
+# Events that one step of the replay takes from the journal, and how often it says how far it is (seconds).
+_STEP_EVENTS: Final = 5000
+_PROGRESS_S: Final = 1.0
+
+Step: TypeAlias = Callable[[], Awaitable[None]]
+
+log = structlog.get_logger("recovery")
+
+
+class Resume(NamedTuple):
+    """After which seqs a store's writer goes on."""
+
+    rows: int
+    snapshots: int
+
+
+def resume_from(journal: Journal, stored: StoredOffsets, *, accept_gap: bool) -> Resume:
+    """Where to go on, from what the store has. Raises StoreRefusedError when events would be missing."""
+    if stored.rows > journal.last_seq:
+        raise StoreRefusedError(
+            f"the database holds events up to seq {stored.rows} of journal {journal.id}, which ends at "
+            f"{journal.last_seq}: data_dir is older than the database. Restore the newer data_dir, or move the journal "
+            "away to start a new one"
+        )
+    oldest = min(stored.rows, stored.snapshots)
+    if oldest < journal.trimmed_to and not accept_gap:
+        raise StoreRefusedError(
+            f"the database lacks events {oldest + 1} to {journal.trimmed_to} of journal {journal.id}, and the journal "
+            "no longer has them. Restore a newer database, or start with --accept-gap to go on without them"
+        )
+    return Resume(max(stored.rows, journal.trimmed_to), max(stored.snapshots, journal.trimmed_to))
+
+
+class Recovery:
+    """Brings the past to the router: once for everything at start, then for each student who is met again."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        store: Store,
+        router: Router,
+        dirty: DirtyUsers[SessionActor],
+        unsettled: ConflatingMailbox[UserKey, SessionActor],
+        *,
+        accept_gap: bool,
+        retire_after_ms: int,
+        idle_ms: int,
+        clock: WallClock,
+    ) -> None:
+        self._journal = journal
+        self._store = store
+        self._router = router
+        self._dirty = dirty
+        self._unsettled = unsettled
+        self._accept_gap = accept_gap
+        self._retire_after_ms = retire_after_ms
+        self._idle_ms = idle_ms
+        self._clock = clock
+        self._head = journal.last_seq  # live events come after it
+        self._scope = trio.CancelScope()
+        self.done = trio.Event()
+        self.tried = trio.Event()  # the first attempt is over, well or not
+        self.refused: StoreRefusedError | None = None
+
+    async def run(self, part: Part) -> None:
+        """Recover, retrying while the store is away, and finish ``part``; then settle students as they are met.
+
+        A refusal ends it: `refused` tells why, events stay in the journal, and live state goes on from now.
+        """
+        with self._scope:
+            if not self.done.is_set():
+                try:
+                    await self._persist(self._recover)
+                except StoreRefusedError as error:
+                    self.refused = error
+                    self.tried.set()
+                    log.error("store refused", store=self._store.name, reason=str(error))  # noqa: TRY400
+                    return
+                part.done()
+                self.done.set()
+                self.tried.set()
+            while True:
+                await self._unsettled.wait_filled()
+                await self._persist(self._settle)
+
+    def stop(self) -> None:
+        """Let `run` return: no student's actor may begin any more."""
+        self._scope.cancel()
+
+    async def _persist(self, step: Step) -> None:
+        while True:
+            try:
+                await step()
+            except StoreUnavailableError as error:
+                if not self.tried.is_set():
+                    log.warning("store is away; live state goes on without the past", reason=str(error))
+                self.tried.set()
+                await trio.sleep(RETRY_S)
+            else:
+                return
+
+    async def _recover(self) -> None:
+        await self._store.open()
+        stored = await self._store.offsets(self._journal.id)
+        resume = resume_from(self._journal, stored, accept_gap=self._accept_gap)
+        for class_id, path, totals in await self._store.notebooks():
+            self._router.adopt_notebook(class_id, path, totals)
+        recent = await self._store.recent_snapshots(self._clock() - self._retire_after_ms)
+        pasts = {user_key(state): Past.of(state) for state in recent}
+        firsts = await self._replay(resume.snapshots, pasts)
+        for key, past in pasts.items():
+            actor = self._router.adopt_user(past)
+            if key in firsts:
+                self._dirty.mark(key, firsts[key], actor)
+        log.info("recovered", users=len(pasts), replayed_from=resume.snapshots + 1, replayed_to=self._head)
+
+    async def _replay(self, after: int, pasts: dict[UserKey, Past]) -> dict[UserKey, int]:
+        """Apply the journal's ``(after, head]`` to ``pasts``; tells the first seq that each user's snapshot lacked."""
+        journal_id = self._journal.id.hex
+        firsts: dict[UserKey, int] = {}
+        said = trio.current_time()
+        begin = after
+        while after < self._head:
+            commits = await self._journal.read(after, self._head, _STEP_EVENTS)
+            if not commits:
+                break
+            await self._load_missing(commits, pasts)
+            for commit in commits:
+                for seq, event in enumerate(commit.events, commit.first_seq):
+                    key = (event.class_id, event.user_id)
+                    state = pasts[key].state
+                    self._router.cohort(event.class_id).observe(event)
+                    if seq > state.position(journal_id):
+                        state.apply(event, commit.received_at, self._idle_ms)
+                        state.advance(journal_id, seq)
+                        firsts.setdefault(key, seq)
+                await trio.lowlevel.checkpoint()
+            after = commits[-1].last_seq
+            if trio.current_time() - said >= _PROGRESS_S:
+                said = trio.current_time()
+                log.info("replaying", done=after - begin, of=self._head - begin)
+        return firsts
+
+    async def _load_missing(self, commits: list[Commit], pasts: dict[UserKey, Past]) -> None:
+        wanted = {(event.class_id, event.user_id) for commit in commits for event in commit.events} - pasts.keys()
+        if not wanted:
+            return
+        for state in await self._store.snapshots(wanted):
+            pasts[user_key(state)] = Past.of(state)
+        for key in wanted - pasts.keys():
+            pasts[key] = Past.of(UserState(class_id=key[0], user_id=key[1]))
+
+    async def _settle(self) -> None:
+        waiting = self._unsettled.take_all()
+        actors = {key: actor for key, actor in waiting.items() if not actor.settled}
+        try:
+            states = await self._store.snapshots(actors)
+        except StoreUnavailableError:
+            for key, actor in actors.items():
+                self._unsettled.put(key, actor)
+            raise
+        found = {user_key(state): state for state in states}
+        for key, actor in actors.items():
+            state = found.get(key)
+            actor.adopt(None if state is None else Past.of(state))

@@ -1,0 +1,138 @@
+"""The session actor: one task per (class, user), the only owner of that student's live state."""
+
+from typing import NamedTuple
+
+import structlog
+import trio
+
+from engine.dirty import DirtyUsers
+from engine.event import Event, UserKey
+from engine.ports import DeadLetter, Snapshot
+from engine.rows import Past, StoredRows, encode_state
+from engine.session import UserState, merge
+from engine.watermark import Part
+
+from .mailbox import ConflatingMailbox
+
+log = structlog.get_logger("session")
+
+
+class Delivery(NamedTuple):
+    """The events of one commit that concern one student, in seq order."""
+
+    part: Part
+    received_at: int
+    events: list[tuple[int, Event]]
+
+
+class SessionContext(NamedTuple):
+    """What every session actor of a daemon shares."""
+
+    journal: str  # id of the journal, hex
+    idle_ms: int
+    dirty: "DirtyUsers[SessionActor]"
+    changed: "ConflatingMailbox[UserKey, SessionActor]"  # read by the broadcaster
+    dead_letters: ConflatingMailbox[int, DeadLetter]  # by seq; read by the store writer
+
+
+class SessionActor:
+    """Applies deliveries to the state and says that it changed; others read the state or ask for a snapshot.
+
+    Mailbox: bounded by the router's admission (`actors.router.MAX_PENDING` events a user); when that is reached the
+    edge answers 503 for this user before the journal, so the router's `send_nowait` always finds room.
+
+    An actor may start before its stored snapshot could be read (the store is away): it then applies what arrives to an
+    empty state, and `adopt` joins the two later. Such a state is shown, but not stored.
+    """
+
+    def __init__(self, key: UserKey, context: SessionContext, mailbox: int) -> None:
+        self.key = key
+        self._context = context
+        self._send, self._receive = trio.open_memory_channel[Delivery](mailbox)
+        self._rows = StoredRows()
+        self._profile: tuple[str | None, str | None] | None = None
+        self.settled = False
+        self.state = UserState(class_id=key[0], user_id=key[1])
+
+    async def run(self) -> None:
+        """Apply deliveries until `retire`, which is refused while any wait."""
+        with self._receive:
+            async for delivery in self._receive:
+                self._apply(delivery)
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Put a delivery into the mailbox. Never waits."""
+        self._send.send_nowait(delivery)
+
+    def retire(self) -> None:
+        """Let `run` return."""
+        self._send.close()
+
+    @property
+    def waiting(self) -> int:
+        """Deliveries in the mailbox."""
+        return self._receive.statistics().current_buffer_used
+
+    def adopt(self, past: Past | None) -> None:
+        """Settle what came before: ``past`` holds only events that the live state has not seen."""
+        if past is not None:
+            self._rows = past.rows
+            self.state = merge(past.state, self.state, self._context.idle_ms)
+        self.settled = True
+        self._context.changed.put(self.key, self)
+
+    def snapshot(self) -> Snapshot:
+        """The absolute state, for a store. `stored` tells when it is committed."""
+        state = self.state
+        rows, moved = self._rows.changes(state)
+        profile = _profile(state)
+        return Snapshot(
+            key=self.key,
+            applied_seq=state.position(self._context.journal),
+            state=encode_state(state),
+            last_receipt=state.last_receipt,
+            profile=None if profile == self._profile else profile,
+            sessions=rows,
+            moved=moved,
+        )
+
+    def stored(self, profile: tuple[str | None, str | None] | None) -> None:
+        """The last `snapshot` is committed."""
+        self._rows.stored()
+        if profile is not None:
+            self._profile = profile
+
+    def unsure(self) -> None:
+        """Nobody knows whether the last `snapshot` is committed."""
+        self._rows.unsure()
+
+    def _apply(self, delivery: Delivery) -> None:
+        context = self._context
+        state = self.state
+        applied = state.position(context.journal)
+        for seq, event in delivery.events:
+            if seq <= applied:
+                continue
+            try:
+                state.apply(event, delivery.received_at, context.idle_ms)
+            except Exception as error:
+                place = _place_of(error)
+                log.exception("event could not be applied", seq=seq, event_type=event.event_type, place=place)
+                context.dead_letters.put(seq, DeadLetter(seq, event, type(error).__name__, place))
+        first_seq, last_seq = delivery.events[0][0], delivery.events[-1][0]
+        state.advance(context.journal, last_seq)
+        context.dirty.mark(self.key, first_seq, self)
+        context.changed.put(self.key, self)
+        delivery.part.done()
+
+
+def _profile(state: UserState) -> tuple[str | None, str | None]:
+    return (None if state.name is None else state.name[1], None if state.team is None else state.team[1])
+
+
+def _place_of(error: BaseException) -> str:
+    """Module and line where an error was raised."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "unknown" if trace is None else f"{trace.tb_frame.f_globals.get('__name__')}:{trace.tb_lineno}"

@@ -1,0 +1,174 @@
+"""The store writer: one a store. Copies rows from the journal up to the watermark, with dirty students' states.
+
+It runs behind everything: a store that is away or slow costs disk, never an answer and never memory.
+"""
+
+from itertools import islice
+from typing import Any, Final
+
+import structlog
+import trio
+
+from engine.cohort import NotebookTotals
+from engine.dirty import DirtyUsers
+from engine.errors import StoreRefusedError, StoreUnavailableError
+from engine.ports import DeadLetter, Flush, Journal, Store
+from engine.watermark import Watermark
+
+from .mailbox import ConflatingMailbox
+from .recovery import Recovery, resume_from
+from .session import SessionActor
+
+# Between two tries to reach a store that is away, in seconds.
+_RETRY_S: Final = 0.5
+# States in one flush beside rows. With many students the longest dirty go first, so each is written every few flushes
+# at most, however often it changes: the cost of states does not grow with the rate of events.
+_MAX_SNAPSHOTS: Final = 500
+# States in one flush when there are no rows to write: all that are dirty go, in a few transactions.
+_MAX_IDLE_SNAPSHOTS: Final = 2000
+
+log = structlog.get_logger("writer")
+
+
+class StoreWriter:
+    """Keeps one store up with the journal. Its input is the journal itself, so it has no mailbox to fill."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        store: Store,
+        watermark: Watermark,
+        dirty: DirtyUsers[SessionActor],
+        recovery: Recovery,
+        *,
+        notebooks: ConflatingMailbox[tuple[str, str], NotebookTotals],
+        dead_letters: ConflatingMailbox[int, DeadLetter],
+        interval_s: float,
+        max_events: int,
+        accept_gap: bool,
+    ) -> None:
+        self._journal = journal
+        self._store = store
+        self._watermark = watermark
+        self._dirty = dirty
+        self._recovery = recovery
+        self._notebooks = notebooks
+        self._dead_letters = dead_letters
+        self._interval_s = interval_s
+        self._max_events = max_events
+        self._accept_gap = accept_gap
+        self._finishing = trio.Event()
+        self._floor = 0  # the snapshots' offset
+        self._fault: str | None = "not reached yet"
+        self._scope = trio.CancelScope()
+        self.offset = 0
+
+    @property
+    def lag(self) -> int:
+        """Acknowledged events that are not yet stored, rows or state."""
+        return self._journal.last_seq - min(self.offset, self._floor)
+
+    @property
+    def health(self) -> dict[str, Any]:
+        """For `/api/v1/health`."""
+        refused = self._recovery.refused
+        fault = self._fault if refused is None else str(refused)
+        facts: dict[str, Any] = {
+            "status": "healthy" if fault is None else "unhealthy",
+            "lag_events": self.lag,
+        }
+        return facts if fault is None else facts | {"error": fault}
+
+    def finish(self) -> None:
+        """Let `run` return once everything up to the watermark is stored; at once when the store is away."""
+        self._finishing.set()
+        if self._fault is not None:
+            self._scope.cancel()
+
+    async def run(self) -> None:
+        """Flush until `finish`, then what is left. Cancel it to give up what is left: the journal has it."""
+        with self._scope:
+            await self._recovery.done.wait()
+            while not await self._attempt():
+                if self._finishing.is_set():
+                    return
+                await trio.sleep(_RETRY_S)
+
+    async def _attempt(self) -> bool:
+        """Serve while the store is there; tells whether all is done."""
+        try:
+            await self._store.open()
+            await self._resume()
+            await self._serve()
+        except (StoreUnavailableError, StoreRefusedError) as error:
+            for actor in self._dirty.failed():
+                actor.unsure()
+            if self._fault is None:
+                log.warning("store is away; events stay in the journal", store=self._store.name, reason=str(error))
+            self._fault = str(error)
+            return False
+        return True
+
+    async def _resume(self) -> None:
+        """Ask the store where it is: a commit may have gone through although its answer was lost."""
+        stored = await self._store.offsets(self._journal.id)
+        resume = resume_from(self._journal, stored, accept_gap=self._accept_gap)
+        self.offset, self._floor = resume.rows, resume.snapshots
+        if self._fault is not None:
+            log.info("store is there", store=self._store.name, offset=self.offset, lag_events=self.lag)
+        self._fault = None
+
+    async def _serve(self) -> None:
+        while not self._finishing.is_set():
+            with trio.move_on_after(self._interval_s):
+                await self._finishing.wait()
+            while await self._flush() and self.offset < self._watermark.value:
+                pass
+        while await self._flush():
+            pass
+
+    async def _flush(self) -> bool:
+        """One transaction; tells whether there was anything to store."""
+        watermark = self._watermark.value
+        commits = []
+        if watermark > self.offset:
+            commits = await self._journal.read(self.offset, watermark, self._max_events)
+        upto = commits[-1].last_seq if commits else self.offset
+        actors = self._take_actors(_MAX_SNAPSHOTS if commits else _MAX_IDLE_SNAPSHOTS)
+        notebooks = self._notebooks.take_all()
+        letters = self._dead_letters.take_all()
+        if not (commits or actors or notebooks or letters):
+            return False
+        snapshots = [actor.snapshot() for actor in actors]
+        floor = max(self._floor, self._dirty.floor(self._watermark.value, with_taken=False))
+        flush = Flush(
+            journal_id=self._journal.id,
+            after=self.offset,
+            upto=upto,
+            commits=commits,
+            snapshots=snapshots,
+            snapshot_floor=floor,
+            notebooks=[(class_id, path, totals) for (class_id, path), totals in notebooks.items()],
+            dead_letters=list(letters.values()),
+        )
+        try:
+            await self._store.write(flush)
+        except (StoreUnavailableError, trio.Cancelled):
+            for key, totals in notebooks.items():
+                self._notebooks.put(key, totals)
+            for seq, letter in letters.items():
+                self._dead_letters.put(seq, letter)
+            raise
+        self._dirty.stored()
+        for actor, snapshot in zip(actors, snapshots, strict=True):
+            actor.stored(snapshot.profile)
+        self.offset, self._floor = upto, floor
+        await self._journal.trim({self._store.name: upto, f"{self._store.name}.snapshots": floor}, min(upto, floor))
+        return True
+
+    def _take_actors(self, limit: int) -> list[SessionActor]:
+        """Dirty students whose past is known, the longest dirty first."""
+        settled = ((key, actor) for key, actor in self._dirty.waiting() if actor.settled)
+        chosen = dict(islice(settled, limit))
+        self._dirty.take(chosen)
+        return list(chosen.values())

@@ -1,0 +1,123 @@
+"""The one module that knows asyncio: asyncpg under trio-asyncio, as trio-flavoured calls.
+
+Errors of asyncpg stop here: what a retry may mend becomes StoreUnavailableError, what needs a person StoreRefusedError.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Final, Self, TypeAlias
+from urllib.parse import urlsplit
+
+import asyncpg
+import trio
+import trio_asyncio
+
+from engine.errors import StoreRefusedError, StoreUnavailableError
+
+# Seconds until a server that does not answer a connect counts as away.
+_CONNECT_S: Final = 5
+# Seconds one statement may take; a flush takes milliseconds, a migration of a large table minutes.
+_STATEMENT_S: Final = 120
+# A closing connection is not waited for longer than this, in seconds: the server may be gone.
+_CLOSE_S: Final = 1
+
+# Where the database is now; raises StoreUnavailableError while nobody knows (the embedded server is not up yet).
+Dsn: TypeAlias = Callable[[], str]
+# The loop that asyncpg runs in; open it around everything that uses this module.
+open_loop = trio_asyncio.open_loop
+
+
+class Connection:
+    """One PostgreSQL connection."""
+
+    def __init__(self, raw: "asyncpg.Connection[Any]") -> None:
+        self._raw = raw
+
+    @classmethod
+    async def connect(cls, dsn: str) -> Self:
+        """Raises StoreUnavailableError when the server is away, StoreRefusedError when it will not have us."""
+        with _errors(dsn):
+            raw = await trio_asyncio.aio_as_trio(asyncpg.connect)(
+                dsn,
+                timeout=_CONNECT_S,
+                command_timeout=_STATEMENT_S,
+                server_settings={"application_name": "classpulse"},
+            )
+        return cls(raw)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it can no longer be used."""
+        return bool(self._raw.is_closed())
+
+    async def execute(self, query: str, *args: Any) -> str:
+        """Run a statement; returns its command tag."""
+        with _errors():
+            return str(await trio_asyncio.aio_as_trio(self._raw.execute)(query, *args))
+
+    async def fetch(self, query: str, *args: Any) -> list[Any]:
+        """Rows, readable by index and by name."""
+        with _errors():
+            return list(await trio_asyncio.aio_as_trio(self._raw.fetch)(query, *args))
+
+    async def copy(self, table: str, columns: Sequence[str], records: Iterable[tuple[Any, ...]]) -> None:
+        """Binary COPY into a table."""
+        with _errors():
+            await trio_asyncio.aio_as_trio(self._raw.copy_records_to_table)(table, records=records, columns=columns)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        """Commit at the end of the block, roll back when it raises."""
+        await self.execute("begin")
+        try:
+            yield
+        except BaseException:
+            with trio.move_on_after(_CLOSE_S, shield=True):
+                if self.closed:
+                    raise
+                try:
+                    await self.execute("rollback")
+                except StoreUnavailableError:
+                    self.terminate()
+            raise
+        await self.execute("commit")
+
+    def terminate(self) -> None:
+        """Drop it without a word to the server."""
+        if not self._raw.is_closed():
+            self._raw.terminate()
+
+    async def close(self) -> None:
+        """Close it; returns within about a second even when the server is gone."""
+        with trio.move_on_after(_CLOSE_S, shield=True), _errors():
+            await trio_asyncio.aio_as_trio(self._raw.close)()
+        self.terminate()
+
+
+# The server will not change its mind by itself: password, role, database, encryption.
+_REFUSALS: Final = (
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.InsufficientPrivilegeError,
+)
+
+
+@contextmanager
+def _errors(dsn: str | None = None) -> Iterator[None]:
+    where = "" if dsn is None else f" at {without_password(dsn)}"
+    try:
+        yield
+    except _REFUSALS as error:
+        raise StoreRefusedError(f"PostgreSQL{where} refuses: {error}") from None
+    except asyncpg.PostgresError as error:
+        raise StoreUnavailableError(f"PostgreSQL{where}: {type(error).__name__}: {error}") from error
+    except (asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        raise StoreUnavailableError(f"PostgreSQL{where} is away: {error or type(error).__name__}") from error
+
+
+def without_password(dsn: str) -> str:
+    """A DSN that may be shown."""
+    parts = urlsplit(dsn)
+    if parts.password is None:
+        return dsn
+    return parts._replace(netloc=f"{parts.username}:***@{parts.netloc.rpartition('@')[2]}").geturl()

@@ -1,0 +1,153 @@
+"""The routes off the hot path: queries, health and the probes of process managers."""
+
+import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from engine.clock import rfc3339
+from engine.decode import DEFAULT_CLASS, is_class_id
+from engine.errors import StoreRefusedError, StoreUnavailableError
+from engine.ports import LiveFeed, SessionQueries, SessionRow
+
+MAX_LIMIT: Final = 100  # sessions a page
+_encode: Final = msgspec.json.Encoder().encode
+_CODES: Final = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 503: "unavailable"}
+
+# Tells the health of everything: {"status": …, "checks": {…}}.
+Health = Callable[[], Awaitable[dict[str, Any]]]
+Ready = Callable[[], bool]
+
+
+def api(live: LiveFeed, queries: SessionQueries, health: Health, ready: Ready, cors_origins: list[str]) -> Starlette:
+    """The ASGI application."""
+    routes = _Routes(live, queries, health, ready)
+    return Starlette(
+        routes=[
+            Route("/api/v1/classes/{class_id}/overview", routes.overview),
+            Route("/api/v1/users/{user_id:path}/sessions", routes.user_sessions),
+            Route("/api/v1/health", routes.health),
+            Route("/livez", routes.livez),
+            Route("/readyz", routes.readyz),
+        ],
+        middleware=[Middleware(CORSMiddleware, allow_origins=cors_origins, allow_methods=["GET"])]
+        if cors_origins
+        else [],
+        exception_handlers={
+            HTTPException: _http_error,
+            StoreUnavailableError: _store_error,
+            StoreRefusedError: _store_error,
+        },
+    )
+
+
+class _Routes:
+    def __init__(self, live: LiveFeed, queries: SessionQueries, health: Health, ready: Ready) -> None:
+        self._live = live
+        self._queries = queries
+        self._health = health
+        self._ready = ready
+
+    async def overview(self, request: Request) -> Response:
+        class_id = _class_id(request.path_params["class_id"])
+        return _json(self._live.overview(class_id))
+
+    async def user_sessions(self, request: Request) -> Response:
+        """One student's sessions, newest first: the stored ones, with what is live in the place of what was stored."""
+        user_id = request.path_params["user_id"]
+        class_id = _class_id(request.query_params.get("class", DEFAULT_CLASS))
+        notebook = request.query_params.get("notebook") or None
+        limit = _limit(request.query_params.get("limit", "10"))
+        before = _cursor(request.query_params.get("cursor"))
+        stored = await self._queries.user_sessions(user_id, class_id, notebook, limit + 1, before)
+        rows = {row.id: row for row in stored}
+        for row in self._live.sessions(class_id, user_id):
+            if (notebook is None or row.notebook_path == notebook) and (before is None or _order(row) < before):
+                rows[row.id] = row
+        page = sorted(rows.values(), key=_order, reverse=True)
+        answer: dict[str, Any] = {"user_id": user_id, "class_id": class_id}
+        answer["sessions"] = [_session(user_id, class_id, row) for row in page[:limit]]
+        if len(page) > limit:
+            started_at, row_id = _order(page[limit - 1])
+            answer["next_cursor"] = urlsafe_b64encode(f"{started_at}.{row_id.hex}".encode()).decode()
+        return _json(answer)
+
+    async def health(self, request: Request) -> Response:  # noqa: ARG002
+        health = await self._health()
+        return _json(health, 503 if health["status"] == "unhealthy" else 200)
+
+    async def livez(self, request: Request) -> Response:  # noqa: ARG002
+        return _json({"status": "alive"})
+
+    async def readyz(self, request: Request) -> Response:  # noqa: ARG002
+        return _json({"status": "ready"}) if self._ready() else _json({"status": "not ready"}, 503)
+
+
+def _session(user_id: str, class_id: str, row: SessionRow) -> dict[str, Any]:
+    session = {
+        "id": str(row.id),
+        "user_id": user_id,
+        "class_id": class_id,
+        "notebook_path": row.notebook_path,
+        "session_id": row.client_session,
+        "started_at": rfc3339(row.started_at),
+        "ended_at": rfc3339(row.ended_at),
+        "closed": row.closed,
+        "total_duration_ms": row.ended_at - row.started_at,
+        "cell_executions": row.executions,
+        "error_count": row.errors,
+    }
+    return {key: value for key, value in session.items() if value is not None}
+
+
+def _order(row: SessionRow) -> tuple[int, UUID]:
+    return (row.started_at, row.id)
+
+
+def _class_id(text: str) -> str:
+    if not is_class_id(text):
+        raise HTTPException(400, "class: must be 1 to 64 of A-Z, a-z, 0-9, ., _ and -")
+    return text
+
+
+def _limit(text: str) -> int:
+    if re.fullmatch(r"[0-9]{1,6}", text) is None or not 1 <= int(text) <= MAX_LIMIT:
+        raise HTTPException(400, f"limit: must be a whole number from 1 to {MAX_LIMIT}")
+    return int(text)
+
+
+def _cursor(text: str | None) -> tuple[int, UUID] | None:
+    if not text:
+        return None
+    with suppress(ValueError):
+        started_at, _, row_id = urlsafe_b64decode(text).decode("ascii").partition(".")
+        if re.fullmatch(r"-?[0-9]{1,15}", started_at):
+            return int(started_at), UUID(hex=row_id)
+    raise HTTPException(400, "cursor: not one that this server gave; leave it out to begin again")
+
+
+def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(_encode(content), status, headers, media_type="application/json")
+
+
+async def _http_error(request: Request, fault: Exception) -> Response:  # noqa: ARG001
+    assert isinstance(fault, HTTPException)
+    code = _CODES.get(fault.status_code, "error")
+    body = {"error": {"code": code, "message": fault.detail}}
+    return _json(body, fault.status_code, dict(fault.headers or {}))
+
+
+async def _store_error(request: Request, fault: Exception) -> Response:  # noqa: ARG001
+    body = {"error": {"code": "store_unavailable", "message": str(fault)}}
+    return _json(body, 503, {"retry-after": "1"})

@@ -1,0 +1,357 @@
+"""The journal on SQLite: WAL, synchronous=FULL, one row a commit.
+
+Format 1, tables:
+
+* ``meta(key, value)``: ``format``, ``id`` (UUID, hex), ``key`` (of the digests, hex), ``trimmed_to``.
+* ``commits(first_seq, last_seq, received_at, payload)``: ``payload`` is a msgpack array of `engine.event.Event`.
+* ``digests(first_seq, received_at, ids)``: 64-bit digests of the commit's client-given event ids. They outlive the
+  payload, for as long as a repeat must be known, so they have rows of their own: trimming frees whole rows.
+* ``offsets(store, seq)``: what each store had committed when it was last told; the store itself knows better.
+
+While one commit is on its way to the disk, arrivals queue; the next takes them all (group commit).
+"""
+
+import os
+import secrets
+import sqlite3
+import time
+from array import array
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+from uuid import UUID, uuid4
+
+import msgspec
+import structlog
+import trio
+
+from engine.clock import WallClock
+from engine.dedupe import DedupeWindow, digest
+from engine.errors import StartError, UnavailableError
+from engine.event import Commit, Event
+from engine.ports import CommitSink
+
+_FORMAT: Final = "1"
+_SCHEMA: Final = """
+create table if not exists meta (key text primary key, value text not null) without rowid;
+create table if not exists commits (
+    first_seq integer primary key, last_seq integer not null, received_at integer not null, payload blob not null);
+create table if not exists digests (first_seq integer primary key, received_at integer not null, ids blob not null);
+create table if not exists offsets (store text primary key, seq integer not null) without rowid;
+"""
+# Events in one transaction. Bounds how long one commit can take, and so how long the next waits.
+_MAX_COMMIT_EVENTS: Final = 5000
+# Events that may wait for a commit. Past it the disk is hopelessly behind, and 503 is the honest answer.
+_MAX_QUEUED_EVENTS: Final = 50_000
+# How long one look at the free disk counts, in seconds.
+_DISK_CHECK_S: Final = 1.0
+# Payload that one `read` may bring into memory.
+_MAX_READ_BYTES: Final = 8 * 1024 * 1024
+# WAL pages (4 KiB) before a checkpoint; larger than SQLite's 1000 so that under load it comes every few seconds.
+_CHECKPOINT_PAGES: Final = 4000
+# Commits that one trim removes, so that it stays short: it runs in line with the commits.
+_TRIM_COMMITS: Final = 500
+
+log = structlog.get_logger("journal")
+
+
+class _Batch:
+    """Events that will share a commit, and the event that tells their requests."""
+
+    __slots__ = ("digests", "done", "error", "events")
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.digests: array[int] = array("Q")
+        self.done = trio.Event()
+        self.error: UnavailableError | None = None
+
+
+class SqliteJournal:
+    """`engine.ports.Journal` in ``directory``. Construct, `open`, then `run` in a nursery, then `close`."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        max_bytes: int,
+        min_free_bytes: int,
+        dedupe_window_s: float,
+        dedupe_max_events: int,
+        clock: WallClock,
+    ) -> None:
+        self._path = directory / "journal.sqlite"
+        self._max_bytes = max_bytes
+        self._min_free_bytes = min_free_bytes
+        self._window_ms = int(dedupe_window_s * 1000)
+        self._window = DedupeWindow(max_events=dedupe_max_events, window_ms=self._window_ms)
+        self._clock = clock
+        self._batches: deque[_Batch] = deque()
+        self._pending: dict[int, _Batch] = {}  # digest -> the batch it waits in
+        self._queued = 0
+        self._wake = trio.Event()
+        self._limiter = trio.CapacityLimiter(1)  # one worker thread: commits and trims never meet
+        self._read_limiter = trio.CapacityLimiter(1)
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode = msgspec.msgpack.Decoder(list[Event]).decode
+        self._finishing = False
+        self._disk_seen = -_DISK_CHECK_S
+        self._disk_fault: str | None = None
+        self._commit_fault: str | None = None
+        self.id = UUID(int=0)
+        self.last_seq = 0
+        self.trimmed_to = 0
+        self.payload_bytes = 0
+
+    def open(self) -> None:
+        """Create or recover it. Raises StartError when the file is not a journal that this version can read."""
+        try:
+            self._db = _connect(self._path)
+            self._reader = _connect(self._path)
+            self._db.execute("pragma journal_mode=wal")
+            self._db.execute("pragma synchronous=full")
+            self._db.execute(f"pragma wal_autocheckpoint={_CHECKPOINT_PAGES}")
+            with _transaction(self._db):
+                for statement in _SCHEMA.split(";"):
+                    self._db.execute(statement)
+                self._load_meta()
+            self._recover()
+        except sqlite3.Error as error:
+            raise StartError(
+                f"journal: {self._path} cannot be read ({error}); restore it, or move it away to start a new journal"
+            ) from None
+
+    def _load_meta(self) -> None:
+        meta = dict(self._db.execute("select key, value from meta").fetchall())
+        if not meta:
+            meta = {"format": _FORMAT, "id": uuid4().hex, "key": secrets.token_hex(16), "trimmed_to": "0"}
+            self._db.executemany("insert into meta values (?, ?)", meta.items())
+        if meta["format"] != _FORMAT:
+            raise StartError(
+                f"journal: {self._path} has format {meta['format']}, this version reads {_FORMAT}: upgrade classpulse"
+            )
+        self.id = UUID(meta["id"])
+        self._key = bytes.fromhex(meta["key"])
+        self.trimmed_to = int(meta["trimmed_to"])
+
+    def _recover(self) -> None:
+        started = time.monotonic()
+        last, size = self._db.execute("select max(last_seq), total(length(payload)) from commits").fetchone()
+        self.last_seq = max(last or 0, self.trimmed_to)
+        self.payload_bytes = int(size)
+        since = self._clock() - self._window_ms
+        rows = self._db.execute(
+            "select received_at, ids from digests where received_at >= ? order by first_seq", (since,)
+        )
+        for received_at, ids in rows:
+            self._window.add(received_at, array("Q", ids))
+        took = time.monotonic() - started
+        log.info(
+            "journal open",
+            id=str(self.id),
+            last_seq=self.last_seq,
+            trimmed_to=self.trimmed_to,
+            payload_bytes=self.payload_bytes,
+            dedupe_events=len(self._window),
+            seconds=round(took, 3),
+        )
+
+    def close(self) -> None:
+        """Let go of the files. What was committed is on the disk already."""
+        self._reader.close()
+        self._db.close()
+
+    # --- writing
+
+    @property
+    def fault(self) -> str | None:
+        """Why events cannot be made durable now; None when they can, as far as is known."""
+        if self.payload_bytes > self._max_bytes:
+            return f"{self.payload_bytes} bytes wait for the stores, over journal.max_bytes ({self._max_bytes})"
+        now = time.monotonic()
+        if now - self._disk_seen >= _DISK_CHECK_S:
+            self._disk_seen = now
+            disk = os.statvfs(self._path.parent)
+            free = disk.f_bavail * disk.f_frsize
+            short = free < self._min_free_bytes
+            self._disk_fault = (
+                f"{free} bytes of disk are free, under journal.min_free_bytes ({self._min_free_bytes})"
+                if short
+                else None
+            )
+        return self._disk_fault
+
+    @property
+    def health(self) -> dict[str, object]:
+        """For `/api/v1/health`: ``status`` is healthy or unhealthy, and what an operator wants to know beside it."""
+        fault = self.fault or self._commit_fault
+        facts: dict[str, object] = {
+            "status": "healthy" if fault is None else "unhealthy",
+            "last_seq": self.last_seq,
+            "trimmed_to": self.trimmed_to,
+            "payload_bytes": self.payload_bytes,
+        }
+        return facts if fault is None else facts | {"error": fault}
+
+    async def append(self, events: list[Event]) -> list[bool]:
+        """See `engine.ports.Journal.append`."""
+        if (fault := self.fault) is not None:
+            raise UnavailableError(fault, retry_after_s=5)
+        if self._queued >= _MAX_QUEUED_EVENTS:
+            raise UnavailableError("too many events wait for the disk")
+        fresh, waits = self._enqueue(events)
+        for batch in waits:
+            await batch.done.wait()
+            if batch.error is not None:
+                raise batch.error
+        return fresh
+
+    def _enqueue(self, events: list[Event]) -> tuple[list[bool], list[_Batch]]:
+        """Put new events into one batch; tells which are new, and every batch that holds one of ``events``."""
+        batch = self._batches[-1] if self._batches else _Batch()
+        if len(batch.events) >= _MAX_COMMIT_EVENTS:
+            batch = _Batch()
+        waits: list[_Batch] = []
+        fresh: list[bool] = []
+        for event in events:
+            holder: _Batch | None = batch
+            if event.named:
+                value = digest(self._key, event.class_id, event.user_id, event.event_id)
+                holder = self._pending.get(value)
+                if holder is None and value not in self._window:
+                    self._pending[value] = batch
+                    batch.digests.append(value)
+                    fresh.append(True)
+                    batch.events.append(event)
+                    holder = batch
+                else:
+                    fresh.append(False)
+            else:
+                fresh.append(True)
+                batch.events.append(event)
+            if holder is not None and holder not in waits:
+                waits.append(holder)
+        self._queued += sum(fresh)
+        if batch.events and (not self._batches or self._batches[-1] is not batch):
+            self._batches.append(batch)
+            self._wake.set()
+        return fresh, waits
+
+    async def run(self, sink: CommitSink) -> None:
+        """The commit loop. After `finish` it commits what is queued, and returns."""
+        while True:
+            if not self._batches:
+                if self._finishing:
+                    return
+                self._wake = trio.Event()
+                await self._wake.wait()
+                continue
+            batch = self._batches.popleft()
+            received_at = self._clock()
+            first_seq = self.last_seq + 1
+            try:
+                size = await trio.to_thread.run_sync(self._commit, first_seq, received_at, batch, limiter=self._limiter)
+            except sqlite3.Error as error:
+                self._commit_fault = f"the journal cannot commit: {error}"
+                log.warning("commit failed", error=str(error), events=len(batch.events), path=str(self._path))
+                batch.error = UnavailableError(self._commit_fault, retry_after_s=5)
+            else:
+                self._commit_fault = None
+                self.last_seq += len(batch.events)
+                self.payload_bytes += size
+                self._window.add(received_at, batch.digests)
+            self._queued -= len(batch.events)
+            for value in batch.digests:
+                del self._pending[value]
+            if batch.error is None:
+                await sink(Commit(first_seq, received_at, batch.events))
+            batch.done.set()
+
+    def finish(self) -> None:
+        """Let `run` return once all that was appended is committed."""
+        self._finishing = True
+        self._wake.set()
+
+    def _commit(self, first_seq: int, received_at: int, batch: _Batch) -> int:
+        """In the worker thread: one transaction. Returns the bytes of its payload."""
+        payload = self._encode(batch.events)
+        last_seq = first_seq + len(batch.events) - 1
+        with _transaction(self._db):
+            self._db.execute("insert into commits values (?, ?, ?, ?)", (first_seq, last_seq, received_at, payload))
+            if batch.digests:
+                ids = batch.digests.tobytes()
+                self._db.execute("insert into digests values (?, ?, ?)", (first_seq, received_at, ids))
+        return len(payload)
+
+    # --- reading and trimming
+
+    async def read(self, after: int, upto: int, max_events: int) -> list[Commit]:
+        """See `engine.ports.Journal.read`."""
+        return await trio.to_thread.run_sync(self._read, after, upto, max_events, limiter=self._read_limiter)
+
+    def _read(self, after: int, upto: int, max_events: int) -> list[Commit]:
+        commits: list[Commit] = []
+        events = size = 0
+        rows = self._reader.execute(
+            "select first_seq, received_at, payload from commits where first_seq > ? and first_seq <= ? "
+            "order by first_seq",
+            (after, upto),
+        )
+        for first_seq, received_at, payload in rows:
+            commits.append(Commit(first_seq, received_at, self._decode(payload)))
+            events += len(commits[-1].events)
+            size += len(payload)
+            if events >= max_events or size >= _MAX_READ_BYTES:
+                break
+        rows.close()
+        return commits
+
+    def offsets(self) -> dict[str, int]:
+        """What each store had committed when it was last told: never ahead of the store itself."""
+        return dict(self._db.execute("select store, seq from offsets").fetchall())
+
+    async def trim(self, offsets: dict[str, int], floor: int) -> None:
+        """See `engine.ports.Journal.trim`."""
+        more = True
+        while more:
+            more = await trio.to_thread.run_sync(self._trim, offsets, floor, limiter=self._limiter)
+
+    def _trim(self, offsets: dict[str, int], floor: int) -> bool:
+        """In the worker thread: trim some commits; tells whether more are left."""
+        with _transaction(self._db):
+            self._db.executemany("insert or replace into offsets values (?, ?)", offsets.items())
+            count, last, size = self._db.execute(
+                "select count(*), max(last_seq), total(length(payload)) from "
+                "(select last_seq, payload from commits where last_seq <= ? order by first_seq limit ?)",
+                (floor, _TRIM_COMMITS),
+            ).fetchone()
+            if count:
+                self._db.execute("delete from commits where first_seq <= ?", (last,))
+                self._db.execute("update meta set value = ? where key = 'trimmed_to'", (str(last),))
+            old = self._clock() - self._window_ms
+            self._db.execute(
+                "delete from digests where first_seq <= ? and received_at < ?", (max(last or 0, self.trimmed_to), old)
+            )
+        if count:
+            self.trimmed_to = last
+            self.payload_bytes -= int(size)
+        return bool(count == _TRIM_COMMITS)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    # Used from one worker thread at a time, as its limiter holds.
+    return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+    db.execute("begin immediate")
+    try:
+        yield
+        db.execute("commit")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("rollback")
+        raise

@@ -1,0 +1,358 @@
+"""`engine.ports.Store` on PostgreSQL: rows by COPY, states by upsert, the offset with them, in one transaction."""
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+import trio
+
+from adapters.asyncio_bridge import Connection, Dsn
+from engine.clock import WallClock, to_datetime
+from engine.cohort import NotebookTotals
+from engine.errors import StoreRefusedError, StoreUnavailableError
+from engine.event import CELL_TYPES, Event, UserKey
+from engine.ids import notebook_uuid, user_uuid
+from engine.ports import DeadLetter, Flush, SessionRow, Snapshot, StoredOffsets
+from engine.rows import decode_state
+from engine.session import UserState
+
+from .migrations import migrate
+from .partitions import DAY_MS, Month, make_months, months_around, months_of
+
+# Keeps a second daemon off the database for as long as the writer's connection lives.
+_DAEMON_LOCK: Final = 0x436C_6173_7370_756C
+# After a kill, the server needs a moment to notice that the lock's owner is gone: seconds, and between two tries.
+_LOCK_PATIENCE_S: Final = 3.0
+_LOCK_POLL_S: Final = 0.2
+# Rows between two looks at other tasks while a COPY is encoded: about 2 ms of work.
+_COPY_CHUNK: Final = 500
+# Classes and notebooks known to be stored; only a saving of statements, so it may be forgotten.
+_MAX_KNOWN: Final = 50_000
+
+_CELL_COLUMNS: Final = (
+    "event_id", "user_id", "class_id", "notebook_path", "cell_index", "event_type", "event_timestamp",
+    "execution_duration_ms", "has_error", "error_message", "error_class", "execution_count", "session_id", "cell_id",
+    "cell_type", "clock_skewed", "received_at", "data", "metadata", "seq", "journal_id",
+)  # fmt: skip
+_ACTIVITY_COLUMNS: Final = (
+    "event_id", "user_id", "class_id", "notebook_path", "event_type", "event_timestamp", "data", "metadata",
+    "session_id", "clock_skewed", "received_at", "seq", "journal_id",
+)  # fmt: skip
+
+
+class PostgresStore:
+    """Holds the writer's connection and one for recovery's reads; each is remade when it is lost."""
+
+    name = "postgresql"
+
+    def __init__(self, dsn: Dsn, *, apply_migrations: bool, clock: WallClock) -> None:
+        self._dsn = dsn
+        self._apply_migrations = apply_migrations
+        self._clock = clock
+        self._writer: Connection | None = None
+        self._reader: Connection | None = None
+        self._opening = trio.Lock()
+        self._reading = trio.Lock()
+        self._months: set[Month] = set()
+        self._known: set[Any] = set()
+
+    async def open(self) -> None:
+        """See `engine.ports.Store`."""
+        async with self._opening:
+            if self._writer is not None and not self._writer.closed:
+                return
+            connection = await Connection.connect(self._dsn())
+            try:
+                await _lock(connection)
+                await migrate(connection, apply=self._apply_migrations)
+                self._months = months_around(self._clock())
+                await make_months(connection, self._months)
+            except BaseException:
+                connection.terminate()
+                raise
+            self._known = set()
+            self._writer = connection
+
+    async def close(self) -> None:
+        """Let go of both connections."""
+        for connection in (self._reader, self._writer):
+            if connection is not None:
+                await connection.close()
+
+    async def ping(self) -> None:
+        """See `engine.ports.Store`."""
+        await self._fetch("select 1")
+
+    async def offsets(self, journal_id: UUID) -> StoredOffsets:
+        """See `engine.ports.Store`."""
+        rows = await self._fetch("select store, seq from sink_offsets where journal_id = $1", journal_id)
+        seqs = {row[0]: row[1] for row in rows}
+        return StoredOffsets(seqs.get(self.name, 0), seqs.get(f"{self.name}.snapshots", 0))
+
+    async def snapshots(self, keys: Iterable[UserKey]) -> list[UserState]:
+        """See `engine.ports.Store`."""
+        wanted = list(keys)
+        rows = await self._fetch(
+            "select state from session_snapshots join unnest($1::text[], $2::text[]) as wanted(class_id, user_id) "
+            "using (class_id, user_id)",
+            [class_id for class_id, _ in wanted],
+            [user_id for _, user_id in wanted],
+        )
+        return [decode_state(row[0]) for row in rows]
+
+    async def recent_snapshots(self, since: int) -> list[UserState]:
+        """See `engine.ports.Store`."""
+        rows = await self._fetch("select state from session_snapshots where last_receipt >= $1", to_datetime(since))
+        return [decode_state(row[0]) for row in rows]
+
+    async def notebooks(self) -> list[tuple[str, str, NotebookTotals]]:
+        """See `engine.ports.Store`."""
+        rows = await self._fetch(
+            "select class_id, path, highest_cell_index, given_cell_count, given_at_ms, given_by from notebooks"
+        )
+        return [
+            (row[0], row[1], NotebookTotals(row[2], None if row[3] is None else ((row[4], row[5]), row[3])))
+            for row in rows
+        ]
+
+    async def _fetch(self, query: str, *args: Any) -> list[Any]:
+        async with self._reading:
+            if self._reader is None or self._reader.closed:
+                self._reader = await Connection.connect(self._dsn())
+            return await self._reader.fetch(query, *args)
+
+    async def write(self, flush: Flush) -> None:
+        """See `engine.ports.Store`. A connection that fails in it is dropped: its state is not worth guessing."""
+        connection = self._writer
+        if connection is None or connection.closed:
+            raise StoreUnavailableError("PostgreSQL: the connection was lost")
+        try:
+            await self._ensure_months(connection, flush)
+            async with connection.transaction():
+                await self._move_offset(connection, flush)
+                await _copy_rows(connection, flush)
+                await self._put_states(connection, flush)
+                await _put_dead_letters(connection, flush)
+        except BaseException:
+            connection.terminate()
+            raise
+
+    async def _ensure_months(self, connection: Connection, flush: Flush) -> None:
+        days = {event.time // DAY_MS for commit in flush.commits for event in commit.events}
+        days.update(row.started_at // DAY_MS for snapshot in flush.snapshots for row in snapshot.sessions)
+        days.add(self._clock() // DAY_MS + 28)  # the next month is ready before it begins
+        missing = months_of(days) - self._months
+        if missing:
+            await make_months(connection, missing)
+            self._months |= missing
+
+    async def _move_offset(self, connection: Connection, flush: Flush) -> None:
+        """The rows' offset moves from where we believe it is, or nothing is written."""
+        tag = await connection.execute(
+            "insert into sink_offsets (journal_id, store, seq) values ($1, $2, $3) on conflict (journal_id, store) "
+            "do update set seq = excluded.seq, updated_at = now() where sink_offsets.seq <= $4",
+            flush.journal_id, self.name, flush.upto, flush.after,
+        )  # fmt: skip
+        if tag != "INSERT 0 1":
+            raise StoreUnavailableError("PostgreSQL: the offset is not where it was; it will be read again")
+        await connection.execute(
+            "insert into sink_offsets (journal_id, store, seq) values ($1, $2, $3) on conflict (journal_id, store) "
+            "do update set seq = excluded.seq, updated_at = now()",
+            flush.journal_id, f"{self.name}.snapshots", flush.snapshot_floor,
+        )  # fmt: skip
+
+    async def _put_states(self, connection: Connection, flush: Flush) -> None:
+        await self._put_classes(connection, flush)
+        await _put_users(connection, flush.snapshots)
+        await self._put_notebooks(connection, flush)
+        await _put_sessions(connection, flush.snapshots)
+        await _put_snapshots(connection, flush)
+
+    async def _put_classes(self, connection: Connection, flush: Flush) -> None:
+        classes = {snapshot.key[0] for snapshot in flush.snapshots} | {class_id for class_id, _, _ in flush.notebooks}
+        if new := sorted(classes - self._known):
+            await connection.execute(
+                "insert into classes (id) select * from unnest($1::text[]) on conflict do nothing", new
+            )
+            self._remember(new)
+
+    async def _put_notebooks(self, connection: Connection, flush: Flush) -> None:
+        totals = {(class_id, path): totals for class_id, path, totals in flush.notebooks}
+        for snapshot in flush.snapshots:
+            for row in snapshot.sessions:
+                key = (snapshot.key[0], row.notebook_path)
+                if row.notebook_path is not None and key not in self._known:
+                    totals.setdefault((snapshot.key[0], row.notebook_path), NotebookTotals())
+        if not totals:
+            return
+        given = [item.given for item in totals.values()]
+        await connection.execute(
+            "insert into notebooks (id, class_id, path, cell_count, highest_cell_index, given_cell_count, given_at_ms, "
+            "given_by) select * from unnest($1::uuid[], $2::text[], $3::text[], $4::int[], $5::int[], $6::int[], "
+            "$7::bigint[], $8::text[]) on conflict (id) do update set cell_count = excluded.cell_count, "
+            "highest_cell_index = excluded.highest_cell_index, given_cell_count = excluded.given_cell_count, "
+            "given_at_ms = excluded.given_at_ms, given_by = excluded.given_by "
+            "where excluded.highest_cell_index >= notebooks.highest_cell_index",
+            [notebook_uuid(*key) for key in totals],
+            [class_id for class_id, _ in totals],
+            [path for _, path in totals],
+            [item.total_cells for item in totals.values()],
+            [item.highest_index for item in totals.values()],
+            [None if item is None else item[1] for item in given],
+            [None if item is None else item[0][0] for item in given],
+            [None if item is None else item[0][1] for item in given],
+        )
+        self._remember(totals)
+
+    def _remember(self, keys: Iterable[Any]) -> None:
+        if len(self._known) > _MAX_KNOWN:
+            self._known.clear()
+        self._known.update(keys)
+
+
+async def _lock(connection: Connection) -> None:
+    """Take the daemon's lock. Raises StoreRefusedError when another daemon has it."""
+    with trio.move_on_after(_LOCK_PATIENCE_S):
+        while not (await connection.fetch("select pg_try_advisory_lock($1)", _DAEMON_LOCK))[0][0]:
+            await trio.sleep(_LOCK_POLL_S)
+        return
+    raise StoreRefusedError(
+        "the database is in use by another classpulse daemon: stop it, or give this one a database of its own"
+    )
+
+
+async def _copy_rows(connection: Connection, flush: Flush) -> None:
+    cells: list[tuple[Any, ...]] = []
+    activities: list[tuple[Any, ...]] = []
+    for commit in flush.commits:
+        received_at = to_datetime(commit.received_at)
+        for seq, event in enumerate(commit.events, commit.first_seq):
+            if event.event_type in CELL_TYPES:
+                cells.append(_cell_row(event, seq, received_at, flush.journal_id))
+            else:
+                activities.append(_activity_row(event, seq, received_at, flush.journal_id))
+        await trio.lowlevel.checkpoint()
+    for chunk in _chunks(cells):
+        await connection.copy("cell_executions", _CELL_COLUMNS, chunk)
+    for chunk in _chunks(activities):
+        await connection.copy("activity_events", _ACTIVITY_COLUMNS, chunk)
+
+
+def _chunks(rows: list[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
+    for start in range(0, len(rows), _COPY_CHUNK):
+        yield rows[start : start + _COPY_CHUNK]
+
+
+def _cell_row(event: Event, seq: int, received_at: Any, journal_id: UUID) -> tuple[Any, ...]:
+    message = event.error_message
+    return (
+        event.event_id, event.user_id, event.class_id, event.notebook_path, event.cell_index, event.event_type,
+        to_datetime(event.time), event.execution_duration_ms, event.has_error, message,
+        None if message is None else message.partition(":")[0], event.execution_count, event.session_id, event.cell_id,
+        event.cell_type, event.clock_skewed, received_at, event.data, event.metadata, seq, journal_id,
+    )  # fmt: skip
+
+
+# What an activity event may carry that has no column of its own there.
+_EXTRAS: Final = (
+    "cell_id", "cell_index", "cell_type", "execution_count", "execution_duration_ms", "has_error", "error_message",
+    "total_cells", "completed_cells",
+)  # fmt: skip
+
+
+def _activity_row(event: Event, seq: int, received_at: Any, journal_id: UUID) -> tuple[Any, ...]:
+    data = event.data
+    extras = {name: value for name in _EXTRAS if (value := getattr(event, name)) is not None}
+    if extras:
+        data = json.dumps(({} if data is None else json.loads(data)) | extras, ensure_ascii=False)
+    return (
+        event.event_id, event.user_id, event.class_id, event.notebook_path, event.event_type, to_datetime(event.time),
+        data, event.metadata, event.session_id, event.clock_skewed, received_at, seq, journal_id,
+    )  # fmt: skip
+
+
+async def _put_users(connection: Connection, snapshots: list[Snapshot]) -> None:
+    profiles = {snapshot.key[1]: snapshot.profile for snapshot in snapshots if snapshot.profile is not None}
+    if profiles:
+        await connection.execute(
+            "insert into users (id, username, display_name, team) select * from unnest($1::uuid[], $2::text[], "
+            "$3::text[], $4::text[]) on conflict (id) do update set "
+            "display_name = coalesce(excluded.display_name, users.display_name), "
+            "team = coalesce(excluded.team, users.team), updated_at = now()",
+            [user_uuid(user_id) for user_id in profiles],
+            list(profiles),
+            [name for name, _ in profiles.values()],
+            [team for _, team in profiles.values()],
+        )
+
+
+async def _put_sessions(connection: Connection, snapshots: list[Snapshot]) -> None:
+    moved = [identity for snapshot in snapshots for identity in snapshot.moved]
+    if moved:
+        await connection.execute(
+            "delete from learning_sessions using unnest($1::uuid[], $2::timestamptz[]) as gone(id, started_at) "
+            "where learning_sessions.id = gone.id and learning_sessions.started_at = gone.started_at",
+            [identity for identity, _ in moved],
+            [to_datetime(started_at) for _, started_at in moved],
+        )
+    rows: list[tuple[UserKey, SessionRow]] = [
+        (snapshot.key, row) for snapshot in snapshots for row in snapshot.sessions
+    ]
+    if not rows:
+        return
+    await connection.execute(
+        "insert into learning_sessions (id, user_id, notebook_id, class_id, client_session_id, started_at, ended_at, "
+        "closed, total_duration_ms, cell_executions, error_count) select * from unnest($1::uuid[], $2::uuid[], "
+        "$3::uuid[], $4::text[], $5::text[], $6::timestamptz[], $7::timestamptz[], $8::bool[], $9::bigint[], "
+        "$10::int[], $11::int[]) on conflict (id, started_at) do update set ended_at = excluded.ended_at, "
+        "closed = excluded.closed, total_duration_ms = excluded.total_duration_ms, "
+        "cell_executions = excluded.cell_executions, error_count = excluded.error_count, updated_at = now()",
+        [row.id for _, row in rows],
+        [user_uuid(key[1]) for key, _ in rows],
+        [None if row.notebook_path is None else notebook_uuid(key[0], row.notebook_path) for key, row in rows],
+        [key[0] for key, _ in rows],
+        [row.client_session for _, row in rows],
+        [to_datetime(row.started_at) for _, row in rows],
+        [to_datetime(row.ended_at) for _, row in rows],
+        [row.closed for _, row in rows],
+        [row.ended_at - row.started_at for _, row in rows],
+        [row.executions for _, row in rows],
+        [row.errors for _, row in rows],
+    )
+
+
+async def _put_snapshots(connection: Connection, flush: Flush) -> None:
+    snapshots = flush.snapshots
+    if not snapshots:
+        return
+    await connection.execute(
+        "insert into session_snapshots (class_id, user_id, journal_id, applied_seq, last_receipt, state) "
+        "select class_id, user_id, $1, applied_seq, last_receipt, state from unnest($2::text[], $3::text[], "
+        "$4::bigint[], $5::timestamptz[], $6::bytea[]) as new(class_id, user_id, applied_seq, last_receipt, state) "
+        "on conflict (class_id, user_id) do update set journal_id = excluded.journal_id, "
+        "applied_seq = excluded.applied_seq, last_receipt = excluded.last_receipt, state = excluded.state, "
+        "updated_at = now()",
+        flush.journal_id,
+        [snapshot.key[0] for snapshot in snapshots],
+        [snapshot.key[1] for snapshot in snapshots],
+        [snapshot.applied_seq for snapshot in snapshots],
+        [to_datetime(snapshot.last_receipt) for snapshot in snapshots],
+        [snapshot.state for snapshot in snapshots],
+    )
+
+
+async def _put_dead_letters(connection: Connection, flush: Flush) -> None:
+    for letter in flush.dead_letters:
+        await _put_dead_letter(connection, flush.journal_id, letter)
+
+
+async def _put_dead_letter(connection: Connection, journal_id: UUID, letter: DeadLetter) -> None:
+    event = letter.event
+    await connection.execute(
+        "insert into dead_letters (journal_id, seq, event_id, user_id, class_id, event_type, event, error_type, place) "
+        "values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict do nothing",
+        journal_id, letter.seq, event.event_id, event.user_id, event.class_id, event.event_type,
+        json.dumps(msgspec.structs.asdict(event), ensure_ascii=False), letter.error_type, letter.place,
+    )  # fmt: skip

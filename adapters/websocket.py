@@ -1,0 +1,191 @@
+"""The live stream over WebSocket, on trio-websocket."""
+
+from contextlib import suppress
+from typing import Any, Final
+
+import msgspec
+import structlog
+import trio
+from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection, wrap_server_stream
+from wsproto.frame_protocol import CloseReason
+
+from adapters.http.messages import Request
+from engine.errors import UnknownTopicError
+from engine.ports import LiveFeed, Outbox
+
+SUBPROTOCOL: Final = "classpulse.v1"
+MAX_FRAME_BYTES: Final = 64 * 1024  # of a client's message; past it the connection closes with 1009
+MAX_TOPICS: Final = 50  # a subscriber
+# Seconds between pings, and how long the answer may take: a peer that is gone or never reads is let go after both.
+HEARTBEAT_S: Final = 20.0
+# Seconds for the closing handshake at shutdown.
+_CLOSE_S: Final = 1.0
+_HANDSHAKE_S: Final = 10.0
+
+_encode: Final = msgspec.json.Encoder().encode
+_decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
+log = structlog.get_logger("stream")
+
+
+class StreamEndpoint:
+    """Serves subscribers; one that fails ends only itself."""
+
+    def __init__(self, feed: LiveFeed, *, heartbeat_s: float = HEARTBEAT_S) -> None:
+        self._feed = feed
+        self._heartbeat_s = heartbeat_s
+        self._open: set[WebSocketConnection] = set()
+        self._closing = False
+
+    async def serve(self, request: Request, rest: bytes, stream: trio.SocketStream) -> None:
+        """One subscriber, from the parsed upgrade request on; ``rest`` came in the same segment."""
+        replay = _ReplayStream(stream, _head(request), rest)
+        try:
+            async with trio.open_nursery() as nursery:
+                await self._serve(nursery, replay)
+                nursery.cancel_scope.cancel()
+        except* (ConnectionClosed, HandshakeError, trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the peer is gone
+
+    async def close(self) -> None:
+        """Tell every subscriber that the server restarts (1012)."""
+        self._closing = True
+        async with trio.open_nursery() as nursery:
+            nursery.cancel_scope.deadline = trio.current_time() + _CLOSE_S
+            for socket in list(self._open):
+                nursery.start_soon(_close, socket, CloseReason.SERVICE_RESTART, "restarting")
+
+    async def _serve(self, nursery: trio.Nursery, replay: "_ReplayStream") -> None:
+        with trio.fail_after(_HANDSHAKE_S):
+            upgrade = await wrap_server_stream(nursery, replay, max_message_size=MAX_FRAME_BYTES, message_queue_size=16)
+            offered = SUBPROTOCOL in upgrade.proposed_subprotocols
+            socket = await upgrade.accept(subprotocol=SUBPROTOCOL if offered else None)
+        replay.release()
+        if self._closing:
+            await _close(socket, CloseReason.SERVICE_RESTART, "restarting")
+            return
+        outbox = self._feed.connect()
+        self._open.add(socket)
+        try:
+            async with trio.open_nursery() as tasks:
+                tasks.start_soon(self._heartbeat, socket, tasks.cancel_scope)
+                tasks.start_soon(_send_frames, socket, outbox)
+                await _receive(socket, outbox)
+                tasks.cancel_scope.cancel()
+        finally:
+            self._open.discard(socket)
+            outbox.close()
+
+    async def _heartbeat(self, socket: WebSocketConnection, scope: trio.CancelScope) -> None:
+        while True:
+            await trio.sleep(self._heartbeat_s)
+            with trio.move_on_after(self._heartbeat_s) as patience:
+                await socket.ping()
+            if patience.cancelled_caught:
+                log.info("subscriber does not answer; closing")
+                scope.cancel()
+                return
+
+
+async def _send_frames(socket: WebSocketConnection, outbox: Outbox) -> None:
+    with suppress(ConnectionClosed):
+        while True:
+            await socket.send_message(await outbox.next_frame())
+
+
+async def _receive(socket: WebSocketConnection, outbox: Outbox) -> None:
+    """Answer what the subscriber asks until it goes."""
+    topics: set[str] = set()
+    with suppress(ConnectionClosed):
+        while True:
+            answer = _answer(await socket.get_message(), outbox, topics)
+            if answer is not None:
+                await socket.send_message(_encode(answer).decode())
+
+
+def _answer(text: str | bytes, outbox: Outbox, topics: set[str]) -> dict[str, Any] | None:
+    """Do what one message asks; returns what to say to it, if anything."""
+    try:
+        message = _decode(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _error("malformed", "a message is a JSON object")
+    kind = message.get("type")
+    if kind == "ping":
+        return {"type": "pong"}
+    if kind not in ("subscribe", "unsubscribe"):
+        return _error("unknown_type", "type must be subscribe, unsubscribe or ping")
+    names = message.get("topics")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        return _error("bad_topics", "topics must be a list of at least one topic")
+    if kind == "unsubscribe":
+        for name in names:
+            outbox.unsubscribe(name)
+        topics.difference_update(names)
+        return None
+    if len(topics | set(names)) > MAX_TOPICS:
+        return _error("too_many_topics", f"at most {MAX_TOPICS} topics a subscriber")
+    faults = []
+    for name in names:
+        try:
+            outbox.subscribe(name)
+            topics.add(name)
+        except UnknownTopicError as fault:
+            faults.append(str(fault))
+    return _error("unknown_topic", "; ".join(faults)) if faults else None
+
+
+def _error(code: str, message: str) -> dict[str, Any]:
+    return {"type": "error", "code": code, "message": message}
+
+
+async def _close(socket: WebSocketConnection, reason: CloseReason, text: str) -> None:
+    with suppress(ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError):
+        await socket.aclose(code=reason.value, reason=text)
+
+
+def _head(request: Request) -> bytes:
+    """The request's head again, from its parsed parts."""
+    lines = [b"%b %b HTTP/1.1" % (request.method, request.target)]
+    lines += [b"%b: %b" % header for header in request.headers]
+    return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+class _ReplayStream(trio.abc.Stream):
+    """A stream whose first bytes were read already.
+
+    The head goes first, alone: a frame that came in the head's segment is lost when trio-websocket reads it with the
+    head (lost 40 of 40), so everything after it is withheld until `release`.
+    """
+
+    def __init__(self, stream: trio.SocketStream, head: bytes, rest: bytes) -> None:
+        self._stream = stream
+        self._head = head
+        self._rest = rest
+        self._released = trio.Event()
+        self.socket = stream.socket  # trio-websocket asks it for the addresses
+
+    def release(self) -> None:
+        """The handshake is done: what comes now is frames."""
+        self._released.set()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        """See `trio.abc.ReceiveStream`."""
+        if self._head:
+            head, self._head = self._head, b""
+            return head
+        await self._released.wait()
+        if self._rest:
+            rest, self._rest = self._rest, b""
+            return rest
+        return await self._stream.receive_some(max_bytes)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """See `trio.abc.SendStream`."""
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """See `trio.abc.SendStream`."""
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        """See `trio.abc.AsyncResource`."""
+        await self._stream.aclose()

@@ -1,0 +1,175 @@
+"""Every key, its default and its rule. The rules drive loading (``config.loading``) and the example file's test.
+
+The classes only hold: values are checked by ``load``, so a test may build any ``Settings`` it likes.
+"""
+
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+
+@attrs.frozen(kw_only=True)
+class Rule:
+    """What a key is for and accepts; each field carries one as ``metadata["rule"]``."""
+
+    doc: str
+    unit: str = ""
+    low: float | None = None  # both ends are allowed values
+    high: float | None = None
+    pattern: str = ""  # a string, and each string of a list, matches all of it
+    expected: str = ""  # the pattern in words
+    later: tuple[str, ...] = ()  # values of the contract that this version does not have
+    secret: bool = False  # never in a repr, never in a fault
+
+
+EMBEDDED: Final = "embedded"
+YEAR_S: Final = 366 * 86400
+MAX_WAIT_MS: Final = 60_000
+# A name or IPv4; or IPv6, without brackets.
+HOST: Final = r"[A-Za-z0-9_.-]+|[0-9A-Fa-f]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9_.-]+)?"
+
+
+def _mask(value: str) -> str:
+    return repr(value) if value == EMBEDDED else "'***'"
+
+
+def _key(default: object, doc: str, **rule: Any) -> Any:
+    field = Rule(doc=doc, **rule)
+    return attrs.field(default=default, metadata={"rule": field}, repr=_mask if field.secret else True)
+
+
+@attrs.frozen(kw_only=True)
+class Http:
+    """The edge."""
+
+    host: str = _key("127.0.0.1", "address to listen on", pattern=HOST, expected="an IP address or a host name")
+    port: int = _key(8765, "0 picks a free one; the ready line tells", low=0, high=65535)
+    max_body_bytes: int = _key(1048576, "largest body, after decompression too", unit="bytes", low=1, high=2**30)
+    max_batch_events: int = _key(1000, "most events in one request", unit="events", low=1, high=1_000_000)
+    max_header_bytes: int = _key(32768, "largest request line and headers", unit="bytes", low=256, high=2**20)
+    cors_origins: tuple[str, ...] = _key(
+        (),
+        "origins whose pages may query and open the stream; ingest answers every origin, without credentials",
+        pattern=r"[A-Za-z][A-Za-z0-9+.-]*://[^/\s?#]+|\*",
+        expected='a list of origins such as ["https://hub.example.org"], without a path',
+    )
+    allowed_hosts: tuple[str, ...] = _key(
+        (),
+        "Host names to answer (ports ignored); another gets 421. Empty: loopback names and the bound address",
+        pattern=r"[^/\s]+",
+        expected='a list of host names such as ["hub.example.org"]',
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Auth:
+    """Who may call."""
+
+    mode: str = _key("open", "open: whoever reaches the address", pattern="open", expected='"open"', later=("keys",))
+    allow_open_network: bool = _key(False, "lets mode open listen beyond loopback, and take forwarded requests")
+
+
+@attrs.frozen(kw_only=True)
+class Journal:
+    """The disk between the 202 and the stores."""
+
+    max_bytes: int = _key(2147483648, "payload not yet stored everywhere; past it 503", unit="bytes", low=1)
+    min_free_bytes: int = _key(536870912, "free disk to leave; below it 503", unit="bytes", low=0)
+    dedupe_window_s: float = _key(600.0, "how long an event_id is remembered", unit="seconds", low=0.1, high=YEAR_S)
+    dedupe_max_events: int = _key(500000, "how many are remembered at most", unit="events", low=1)
+
+
+@attrs.frozen(kw_only=True)
+class Postgres:
+    """The main store. ``dsn`` is resolved by ``load`` whichever source it came from."""
+
+    dsn: str = _key(
+        EMBEDDED,
+        "embedded (in data_dir/postgres), or postgresql://…; may also be the systemd credential postgres.dsn",
+        pattern=r"embedded|postgres(ql)?://\S+",
+        expected='"embedded" or a postgresql:// URL',
+        secret=True,
+    )
+    dsn_file: str = _key("", "file that holds the dsn, in its place", pattern=r"[^\0]*", expected="a path")
+    migrate: bool = _key(True, "bring the schema up to date at serve")
+    flush_interval_ms: int = _key(500, "longest wait of an event", unit="milliseconds", low=1, high=MAX_WAIT_MS)
+    flush_max_events: int = _key(5000, "most events in one transaction", unit="events", low=1, high=1_000_000)
+
+
+@attrs.frozen(kw_only=True)
+class Session:
+    """When a silent user counts as what. Whole or decimal numbers."""
+
+    idle_timeout_s: float = _key(1800.0, "silence that ends a session", unit="seconds", low=0.1, high=YEAR_S)
+    retire_after_s: float = _key(3600.0, "the actor leaves memory", unit="seconds", low=0.1, high=YEAR_S)
+    idle_after_s: float = _key(180.0, "status idle", unit="seconds", low=0.1, high=YEAR_S)
+    offline_after_s: float = _key(600.0, "status offline", unit="seconds", low=0.1, high=YEAR_S)
+
+
+@attrs.frozen(kw_only=True)
+class Broadcast:
+    """The live stream."""
+
+    interval_ms: int = _key(100, "changes are gathered this long", unit="milliseconds", low=1, high=MAX_WAIT_MS)
+    outbox_frames: int = _key(64, "frames kept for a slow subscriber", unit="frames", low=1, high=100_000)
+
+
+@attrs.frozen(kw_only=True)
+class Stuck:
+    """When a student counts as stuck."""
+
+    consecutive_errors: int = _key(3, "failed runs in a row", unit="runs", low=1, high=1_000_000)
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """The whole configuration. ``load`` makes ``data_dir`` absolute, and takes ``$STATE_DIRECTORY`` for its default."""
+
+    data_dir: Path = attrs.field(
+        default=Path("classpulse-data"),
+        metadata={"rule": Rule(doc="journal and embedded PostgreSQL", pattern=r"[^\0]+", expected="a path")},
+    )
+    http: Http = attrs.field(factory=Http)
+    auth: Auth = attrs.field(factory=Auth)
+    journal: Journal = attrs.field(factory=Journal)
+    postgres: Postgres = attrs.field(factory=Postgres)
+    session: Session = attrs.field(factory=Session)
+    broadcast: Broadcast = attrs.field(factory=Broadcast)
+    stuck: Stuck = attrs.field(factory=Stuck)
+
+
+def _fields() -> dict[str, "attrs.Attribute[Any]"]:
+    found: dict[str, attrs.Attribute[Any]] = {}
+    for field in attrs.fields(Settings):
+        if field.type is not None and attrs.has(field.type):
+            found |= {f"{field.name}.{inner.name}": inner for inner in attrs.fields(field.type)}
+        else:
+            found[field.name] = field
+    return found
+
+
+# Dotted name, as in the contract, to its field.
+KEYS: Final = _fields()
+
+# The contract's keys whose feature this version does not have: refused, so that nobody believes them in force.
+UNAVAILABLE: Final[dict[str, tuple[str, ...]]] = {
+    "http": (
+        "trusted_proxies",
+        "public_url",
+        "max_connections",
+        "idle_timeout_s",
+        "header_timeout_s",
+        "body_timeout_s",
+        "tls_cert",
+        "tls_key",
+    ),
+    "postgres": ("admin_dsn", "student_dsn", "read_dsns", "shards"),
+    "influxdb": ("url", "token", "org", "bucket", "api", "flush_interval_ms", "flush_max_points"),
+    "redis": ("url", "max_connections"),
+    "limits": ("users_per_class", "notebooks_per_class"),
+    "encryption": ("keys",),
+    "capture": ("code", "result"),
+    "retention": ("events_days", "sessions_days"),
+    "metrics": ("host", "port"),
+}

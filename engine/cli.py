@@ -1,0 +1,108 @@
+"""The command line: parse, load the configuration, start. Exit codes are the contract's."""
+
+import argparse
+import os
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from engine import logs
+from engine.errors import ClasspulseError, flatten
+
+if TYPE_CHECKING:
+    from config import Settings
+
+_OK, _FAULT, _USAGE = 0, 1, 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    return command(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="classpulse", description="Live, durable classroom events from Jupyter.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(command=run)
+        return command
+
+    serve = add("serve", _serve, "the daemon")
+    serve.add_argument(
+        "--accept-gap", action="store_true", help="start although the database lacks events that the journal trimmed"
+    )
+    check = add("check", _check, "validate the configuration and reach every configured store")
+    migrate = add("migrate", _migrate, "bring the database to the current schema")
+    for command in (serve, check, migrate):
+        command.add_argument("--config", type=Path, metavar="FILE", help="a TOML file; the environment wins over it")
+    add("version", _version, "print the version")
+    return parser
+
+
+def _settings(arguments: argparse.Namespace) -> "Settings | None":
+    """The configuration; None after every fault was told."""
+    from config import ConfigError, load
+
+    try:
+        return load(arguments.config, os.environ)
+    except ConfigError as error:
+        for fault in error.faults:
+            print(f"config: {fault}", file=sys.stderr)
+        return None
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from engine.app import App
+
+    settings = _settings(arguments)
+    if settings is None:
+        return _USAGE
+    logs.configure("info")
+    app = App(settings, accept_gap=arguments.accept_gap)
+    return _run("serve", partial(app.run, lambda url: print(f"classpulse ready {url}", flush=True)))
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from engine.app import check
+
+    settings = _settings(arguments)
+    if settings is None:
+        return _USAGE
+    logs.configure("warning")
+    return _OK if trio.run(check, settings, print) else _FAULT
+
+
+def _migrate(arguments: argparse.Namespace) -> int:
+    from engine.app import migrate
+
+    settings = _settings(arguments)
+    if settings is None:
+        return _USAGE
+    logs.configure("warning")
+    return _run("migrate", partial(migrate, settings, print))
+
+
+def _version(_: argparse.Namespace) -> int:
+    print(f"classpulse {version('classpulse')}")
+    return _OK
+
+
+def _run(name: str, run: Callable[[], Awaitable[None]]) -> int:
+    """Run to the end. What we raise on purpose is told in one line; anything else is a bug and keeps its traceback."""
+    code = _OK
+    try:
+        trio.run(run, strict_exception_groups=True)
+    except* ClasspulseError as group:
+        for error in flatten(group):
+            print(f"{name}: {error}", file=sys.stderr)
+        code = _FAULT
+    return code

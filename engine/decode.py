@@ -1,0 +1,401 @@
+"""From what clients send to canonical events.
+
+The rules are the contract's event table: aliases, nothing coerced, ``null`` means missing, text that is too long is
+cut while ids, paths and names are rejected, NUL becomes U+2400 and a lone surrogate U+FFFD. An event is rejected alone;
+the rest of its batch goes on. `code` and `result` are checked and dropped: they never reach the journal.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from math import isfinite
+from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
+
+import msgspec
+
+from engine.clock import parse_rfc3339
+from engine.errors import MalformedError, TooManyEventsError
+from engine.event import NEEDS_NOTEBOOK, TYPE_ALIASES, Event
+from engine.ids import uuid7
+
+DEFAULT_CLASS: Final = "default"
+# How far an event's own time may be from the time of receipt (ms) before the time of receipt is taken instead.
+MAX_AHEAD_MS: Final = 10 * 60 * 1000
+MAX_BEHIND_MS: Final = 30 * 24 * 3600 * 1000
+MAX_OBJECT_BYTES: Final = 16 * 1024  # of `data` and of `metadata`, as compact JSON
+# PostgreSQL's `integer`: counts and indexes are stored in it.
+_INT_MIN: Final = -(2**31)
+_INT_MAX: Final = 2**31 - 1
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+
+_JSON_NAMES: Final[dict[type, str]] = {
+    str: "a string",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    dict: "an object",
+    list: "an array",
+}
+
+Check: TypeAlias = Callable[[Any], Any]
+
+
+class Rejected(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An event of a batch that was not taken: its place in the batch, why, and its id where it has one."""
+
+    index: int
+    error: str
+    event_id: str | None = None
+
+
+class Decoded(NamedTuple):
+    """What a request body holds. ``single`` is set when it was one JSON object."""
+
+    events: list[Event]
+    rejected: list[Rejected]
+    single: bool
+
+
+class _InvalidError(Exception):
+    """A field is not as the contract says; the message is for the client."""
+
+
+def _expected(what: str, raw: Any) -> NoReturn:
+    names = {
+        str: "a string",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        dict: "an object",
+        list: "an array",
+    }
+    raise _InvalidError(f"expected {what}, got {names.get(type(raw), type(raw).__name__)}")
+
+
+def _cut(limit: int) -> Check:
+    def check(raw: Any) -> str | None:
+        if type(raw) is not str:
+            _expected("a string", raw)
+        return raw[:limit] or None
+
+    return check
+
+
+def _name(limit: int, least: int = 0) -> Check:
+    def check(raw: Any) -> str | None:
+        if type(raw) is not str:
+            _expected("a string", raw)
+        if not least <= len(raw) <= limit:
+            raise _InvalidError(f"must have {least} to {limit} characters, has {len(raw)}")
+        return raw or None
+
+    return check
+
+
+def _integer(least: int = _INT_MIN) -> Check:
+    def check(raw: Any) -> int:
+        if type(raw) is not int:
+            _expected("an integer", raw)
+        if not least <= raw <= _INT_MAX:
+            raise _InvalidError(f"must be between {least} and {_INT_MAX}")
+        return raw
+
+    return check
+
+
+def _boolean(raw: Any) -> bool:
+    if type(raw) is not bool:
+        _expected("true or false", raw)
+    return raw
+
+
+def _duration(raw: Any) -> float:
+    if type(raw) is not int and type(raw) is not float:
+        _expected("a number", raw)
+    try:
+        value = float(raw)
+    except OverflowError:
+        value = -1.0
+    if not (value >= 0 and isfinite(value)):
+        raise _InvalidError("must be a finite number of milliseconds, 0 or more")
+    return value
+
+
+def _user_id(raw: Any) -> str:
+    if type(raw) is not str:
+        _expected("a string", raw)
+    text = raw.strip()
+    if not 1 <= len(text) <= 254:
+        raise _InvalidError(f"must have 1 to 254 characters, has {len(text)}")
+    if "@" in text:  # an email: only its ASCII letters are known to be the same in both cases
+        return text.lower() if text.isascii() else text.translate(_ASCII_LOWER)
+    return text
+
+
+def _event_type(raw: Any) -> str:
+    if type(raw) is not str:
+        _expected("a string", raw)
+    if _TYPE.fullmatch(raw) is None:
+        raise _InvalidError("must be 1 to 64 of a-z, 0-9, _ and .")
+    return TYPE_ALIASES.get(raw, raw)
+
+
+def _class_id(raw: Any) -> str:
+    if type(raw) is not str:
+        _expected("a string", raw)
+    if _CLASS.fullmatch(raw) is None:
+        raise _InvalidError("must be 1 to 64 of A-Z, a-z, 0-9, ., _ and -")
+    return raw
+
+
+def _cell_type(raw: Any) -> str:
+    if type(raw) is not str:
+        _expected("a string", raw)
+    if raw not in ("code", "markdown", "raw"):
+        raise _InvalidError("must be code, markdown or raw")
+    return raw
+
+
+def _time(raw: Any) -> int:
+    """Milliseconds since the epoch; whether it can be believed is decided against the time of receipt."""
+    if type(raw) is str:
+        try:
+            return parse_rfc3339(raw)
+        except ValueError:
+            raise _InvalidError(
+                "expected RFC 3339 with a zone, such as 2026-11-23T14:53:51.830Z, or epoch ms"
+            ) from None
+    if (type(raw) is not int and type(raw) is not float) or not isfinite(raw):
+        _expected("RFC 3339 with a zone or epoch ms", raw)
+    return int(raw)
+
+
+def _json_object(raw: Any) -> dict[str, Any]:
+    if type(raw) is not dict:
+        _expected("an object", raw)
+    return raw
+
+
+_TYPE: Final = re.compile(r"[a-z0-9_.]{1,64}")
+_CLASS: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ASCII_LOWER: Final = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
+
+# canonical name: (other spellings, strongest first, check). The contract's event table.
+_FIELDS: Final[dict[str, tuple[tuple[str, ...], Check]]] = {
+    "event_id": (("eventId", "id"), _name(128, 1)),
+    "event_type": (("eventType", "event"), _event_type),
+    "timestamp": (("eventTime", "event_timestamp", "time"), _time),
+    "user_id": (("userId", "emailAddress"), _user_id),
+    "user_name": (("userName", "display_name"), _name(200)),
+    "team": (("teamName",), _name(100)),
+    "class_id": (("classId",), _class_id),
+    "session_id": (("sessionId",), _name(128)),
+    "notebook_path": (("notebookPath",), _name(500, 1)),
+    "cell_id": (("cellId",), _name(500)),
+    "cell_index": (("cellIndex",), _integer(0)),
+    "cell_type": (("cellType",), _cell_type),
+    "execution_count": (("executionCount",), _integer()),
+    "execution_duration_ms": (("executionDurationMs", "duration"), _duration),
+    "has_error": (("hasError",), _boolean),
+    "error_message": (("errorMessage",), _cut(8192)),
+    "code": ((), _cut(65536)),
+    "result": ((), _cut(65536)),
+    "total_cells": (("totalCells",), _integer()),
+    "completed_cells": (("completedCells",), _integer()),
+    "data": ((), _json_object),
+    "metadata": ((), _json_object),
+}
+# spelling -> (canonical name, rank: 0 is strongest, check)
+_SPELLINGS: Final[dict[str, tuple[str, int, Check]]] = {
+    spelling: (name, rank, check)
+    for name, (others, check) in _FIELDS.items()
+    for rank, spelling in enumerate((name, *others))
+}
+_NEVER_KEPT: Final = ("code", "result")
+_decode_json: Final = msgspec.json.Decoder().decode
+_encode_json: Final = msgspec.json.Encoder().encode
+
+
+def decode_body(body: bytes, *, ndjson: bool, received_at: int, max_events: int) -> Decoded:
+    """Decode a request body: one JSON object, a JSON array, or NDJSON lines.
+
+    Raises MalformedError when it is not JSON, TooManyEventsError past ``max_events``.
+    """
+    if ndjson:
+        items, single = _lines(body), False
+    else:
+        document = _json(body)
+        single = type(document) is dict
+        items = document if type(document) is list else [document]
+    if len(items) > max_events:
+        raise TooManyEventsError(f"{len(items)} events in one request; at most {max_events} are taken")
+    events: list[Event] = []
+    rejected: list[Rejected] = []
+    for index, item in enumerate(items):
+        try:
+            events.append(_event(item, received_at))
+        except (_InvalidError, MalformedError) as error:
+            rejected.append(Rejected(index, str(error), _id_of(item)))
+    return Decoded(events, rejected, single)
+
+
+def is_class_id(text: str) -> bool:
+    """Whether it can be a ``class_id``."""
+    return _CLASS.fullmatch(text) is not None
+
+
+def _lines(body: bytes) -> list[Any]:
+    """The documents of an NDJSON body; one that is not JSON is its own error, met when its turn comes."""
+    items: list[Any] = []
+    for line in body.split(b"\n"):
+        if line.strip():
+            try:
+                items.append(_json(line))
+            except MalformedError as error:
+                items.append(error)
+    return items
+
+
+def _json(body: bytes) -> Any:
+    """Decode JSON. What the fast decoder refuses (lone surrogates, numbers past a double) the standard one settles."""
+    try:
+        document = _decode_json(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        try:
+            document = json.loads(body.decode(), parse_constant=_no_constant)
+        except UnicodeDecodeError as error:
+            raise MalformedError(f"not UTF-8 at byte {error.start}") from None
+        except json.JSONDecodeError as error:
+            raise MalformedError(f"not JSON: {error}") from None
+        except ValueError as error:  # an integer of thousands of digits, or one of the constants below
+            raise MalformedError(f"not JSON: {error}") from None
+        except RecursionError:
+            raise MalformedError("nested too deeply") from None
+    except RecursionError:
+        raise MalformedError("nested too deeply") from None
+    # NUL and surrogates can only come as \u escapes, so most bodies need no second look.
+    if b"\\u0000" in body or b"\\ud" in body or b"\\uD" in body:
+        try:
+            return _scrub(document)
+        except RecursionError:
+            raise MalformedError("nested too deeply") from None
+    return document
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def _scrub(value: Any) -> Any:
+    """Replace what no store can hold: NUL and lone surrogates."""
+    if type(value) is str:
+        return _SURROGATE.sub("\ufffd", value.replace("\0", "\u2400"))
+    if type(value) is list:
+        return [_scrub(item) for item in value]
+    if type(value) is dict:
+        return {_scrub(key): _scrub(item) for key, item in value.items()}
+    return value
+
+
+def _id_of(item: Any) -> str | None:
+    """The id that a rejected event came with, as far as it can be echoed."""
+    if type(item) is not dict:
+        return None
+    inner = item.get("data")
+    for source in (item, inner if type(inner) is dict else {}):
+        for spelling in ("event_id", "eventId", "id"):
+            value = source.get(spelling)
+            if type(value) is str and 1 <= len(value) <= 128:
+                return value
+    return None
+
+
+def _event(item: Any, received_at: int) -> Event:
+    if type(item) is MalformedError:
+        raise item
+    if type(item) is not dict:
+        _expected("an object", item)
+    values: dict[str, Any] = {}
+    _take(item, values)
+    data = values.get("data")
+    if data is not None:
+        data = _lift(data, values)
+        values["data"] = _object_text("data", data) if data else None
+    metadata = values.get("metadata")
+    if metadata is not None:
+        metadata = {key: value for key, value in metadata.items() if key not in _NEVER_KEPT}
+        values["metadata"] = _object_text("metadata", metadata) if metadata else None
+    values.pop("code", None)
+    values.pop("result", None)
+    event_type = values.get("event_type")
+    if event_type is None:
+        raise _InvalidError("event_type: missing")
+    if "user_id" not in values:
+        raise _InvalidError("user_id: missing")
+    if event_type in NEEDS_NOTEBOOK and "notebook_path" not in values:
+        raise _InvalidError(f"notebook_path: missing ({event_type} needs it)")
+    values.setdefault("class_id", DEFAULT_CLASS)
+    time = values.pop("timestamp", received_at)
+    if not received_at - MAX_BEHIND_MS <= time <= received_at + MAX_AHEAD_MS:
+        time = received_at
+        values["clock_skewed"] = True
+    if "event_id" not in values:
+        values["event_id"] = uuid7()
+        values["named"] = False
+    return Event(time=time, **values)
+
+
+def _take(source: dict[str, Any], values: dict[str, Any]) -> None:
+    """Check every known field of ``source`` into ``values``, the strongest spelling winning."""
+    ranks: dict[str, int] = {}
+    for spelling, raw in source.items():
+        field = _SPELLINGS.get(spelling)
+        if field is None or raw is None:
+            continue
+        name, rank, check = field
+        if name in ranks and ranks[name] < rank:
+            continue
+        ranks[name] = rank
+        try:
+            values[name] = check(raw)
+        except _InvalidError as error:
+            raise _InvalidError(f"{name}: {error}") from None
+
+
+def _lift(data: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Seed-style events carry fields inside ``data``: take those that the event itself lacks; return what stays."""
+    nested = {"data", "metadata"}
+    found = {
+        key: value
+        for key, value in data.items()
+        if key in _SPELLINGS and key not in nested and (_SPELLINGS[key][0] not in values or key in _NEVER_KEPT)
+    }
+    if not found:
+        return data
+    _take(found, values)
+    return {key: value for key, value in data.items() if key not in found}
+
+
+def _object_text(name: str, value: dict[str, Any]) -> str:
+    try:
+        if not _finite(value):
+            raise _InvalidError(f"{name}: a number in it is out of range")
+        text = _encode_json(value)
+    except RecursionError:
+        raise _InvalidError(f"{name}: nested too deeply") from None
+    except OverflowError:  # integers past 64 bits
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    if len(text) > MAX_OBJECT_BYTES:
+        raise _InvalidError(f"{name}: {len(text)} bytes of JSON; at most {MAX_OBJECT_BYTES} are taken")
+    return text.decode()
+
+
+def _finite(value: Any) -> bool:
+    """Whether every number in it is finite; JSON such as 1e999 decodes to infinity, which JSON cannot say back."""
+    if type(value) is float:
+        return isfinite(value)
+    if type(value) is dict:
+        return all(_finite(item) for item in value.values())
+    if type(value) is list:
+        return all(_finite(item) for item in value)
+    return True

@@ -1,0 +1,43 @@
+"""The window in which a repeat of an event is known: 64-bit keyed digests, bounded by count and by age."""
+
+from array import array
+from collections import deque
+from hashlib import blake2b
+from typing import Final
+
+DIGEST_BYTES: Final = 8
+
+
+def digest(key: bytes, class_id: str, user_id: str, event_id: str) -> int:
+    """64 bits of keyed BLAKE2b over (class, user, event_id). ``key`` is the journal's: nobody can aim at a collision.
+
+    With 500,000 in the window, the chance that a new event is taken for a repeat is below 3e-14.
+    """
+    text = f"{class_id}\0{user_id}\0{event_id}"
+    return int.from_bytes(blake2b(text.encode(), digest_size=DIGEST_BYTES, key=key).digest(), "little")
+
+
+class DedupeWindow:
+    """Digests of the events of the last commits. Both bounds hold: the oldest commits leave first."""
+
+    def __init__(self, *, max_events: int, window_ms: int) -> None:
+        self._max_events = max_events
+        self._window_ms = window_ms
+        self._known: set[int] = set()
+        self._commits: deque[tuple[int, array[int]]] = deque()
+
+    def __contains__(self, value: int) -> bool:
+        return value in self._known
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def add(self, received_at: int, digests: "array[int]") -> None:
+        """Note the events of one commit (received at ``received_at`` ms), and let go of what is too old or too many."""
+        if digests:
+            self._known.update(digests)
+            self._commits.append((received_at, digests))
+        while self._commits and (
+            len(self._known) > self._max_events or self._commits[0][0] < received_at - self._window_ms
+        ):
+            self._known.difference_update(self._commits.popleft()[1])

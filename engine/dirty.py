@@ -1,0 +1,59 @@
+"""Which students' states are newer than their stored snapshots, and from which seq on: the floor of replay."""
+
+from collections.abc import Iterable, Iterator
+from typing import Generic, TypeVar
+
+from engine.event import UserKey
+
+Actor = TypeVar("Actor")
+
+
+class DirtyUsers(Generic[Actor]):
+    """Users by the first seq that their stored snapshot lacks. One slot a user, so it is as bounded as the users are.
+
+    A flush borrows users with `take`; `stored` or `failed` settles the loan. A user that changes meanwhile is dirty
+    again, from that seq on.
+    """
+
+    def __init__(self) -> None:
+        self._users: dict[UserKey, tuple[int, Actor]] = {}
+        self._taken: dict[UserKey, tuple[int, Actor]] = {}
+
+    def __len__(self) -> int:
+        return len(self._users) + len(self._taken)
+
+    def __contains__(self, key: UserKey) -> bool:
+        return key in self._users or key in self._taken
+
+    def mark(self, key: UserKey, first_seq: int, actor: Actor) -> None:
+        """The state changed by an event of ``first_seq``; only the first since the last snapshot counts."""
+        known = self._users.get(key)
+        if known is None or first_seq < known[0]:
+            self._users[key] = (first_seq, actor)
+
+    def waiting(self) -> Iterator[tuple[UserKey, Actor]]:
+        """The dirty users, the longest dirty first."""
+        return ((key, actor) for key, (_, actor) in self._users.items())
+
+    def take(self, keys: Iterable[UserKey]) -> None:
+        """Lend these users to a flush."""
+        for key in keys:
+            self._taken[key] = self._users.pop(key)
+
+    def stored(self) -> None:
+        """The flush is committed."""
+        self._taken.clear()
+
+    def failed(self) -> list[Actor]:
+        """The flush did not go through, or nobody knows: its users, who are returned, are as dirty as before."""
+        taken, self._taken = self._taken, {}
+        for key, (first_seq, actor) in taken.items():
+            self.mark(key, first_seq, actor)
+        return [actor for _, actor in taken.values()]
+
+    def floor(self, watermark: int, *, with_taken: bool) -> int:
+        """Every event up to it is in its user's stored snapshot. ``with_taken=False``: once the loan is stored."""
+        firsts = [first_seq for first_seq, _ in self._users.values()]
+        if with_taken:
+            firsts += [first_seq for first_seq, _ in self._taken.values()]
+        return min(watermark, min(firsts, default=watermark + 1) - 1)

@@ -1,0 +1,79 @@
+"""The canonical event: what the journal keeps, the actors apply and the stores write."""
+
+from typing import Final, TypeAlias
+
+import msgspec
+
+CELL_EXECUTED: Final = "cell_executed"
+EXECUTION_ERROR: Final = "execution_error"
+SESSION_START: Final = "session_start"
+SESSION_END: Final = "session_end"
+NOTEBOOK_OPENED: Final = "notebook_opened"
+NOTEBOOK_SAVED: Final = "notebook_saved"
+NOTEBOOK_CLOSED: Final = "notebook_closed"
+HELP_REQUESTED: Final = "help_requested"
+HELP_RESOLVED: Final = "help_resolved"
+
+# Other spellings of the same type, from the contract's event table.
+TYPE_ALIASES: Final = {
+    "cell_execution": CELL_EXECUTED,
+    "help": HELP_REQUESTED,
+    "help_stop": HELP_RESOLVED,
+}
+# Rows of these go to `cell_executions`, those of every other type to `activity_events`.
+CELL_TYPES: Final = frozenset({CELL_EXECUTED, EXECUTION_ERROR})
+NOTEBOOK_TYPES: Final = frozenset({NOTEBOOK_OPENED, NOTEBOOK_SAVED, NOTEBOOK_CLOSED})
+NEEDS_NOTEBOOK: Final = CELL_TYPES | NOTEBOOK_TYPES
+
+# Identity of a student in a class: (class_id, user_id). One actor each.
+UserKey: TypeAlias = tuple[str, str]
+# Order of events: (event time in ms since the epoch, event_id). Total, and the same whatever arrives first.
+Order: TypeAlias = tuple[int, str]
+
+
+class Event(msgspec.Struct, array_like=True, gc=False, kw_only=True):
+    """One event after validation, in the contract's canonical names and types.
+
+    The order of the fields is the journal's format: add at the end, with a default, and never take one away.
+    """
+
+    event_id: str
+    event_type: str
+    time: int  # event time, ms since the epoch
+    user_id: str
+    class_id: str
+    notebook_path: str | None = None
+    session_id: str | None = None
+    cell_id: str | None = None
+    cell_index: int | None = None
+    cell_type: str | None = None
+    execution_count: int | None = None
+    execution_duration_ms: float | None = None
+    has_error: bool | None = None
+    error_message: str | None = None
+    user_name: str | None = None
+    team: str | None = None
+    total_cells: int | None = None
+    completed_cells: int | None = None
+    data: str | None = None  # JSON text of an object
+    metadata: str | None = None  # JSON text of an object
+    clock_skewed: bool = False
+    named: bool = True  # the client gave the event_id, so a repeat can be known
+
+    @property
+    def failed(self) -> bool:
+        """Whether this is the run of a cell that ended in an error."""
+        return self.event_type == EXECUTION_ERROR or (self.event_type == CELL_EXECUTED and self.has_error is True)
+
+
+class Commit(msgspec.Struct, gc=False, frozen=True):
+    """What one journal transaction made durable: ``events[i]`` has ``seq == first_seq + i``."""
+
+    first_seq: int
+    received_at: int  # time of receipt, ms since the epoch
+    events: list[Event]
+
+    @property
+    def last_seq(self) -> int:
+        """The ``seq`` of its last event."""
+        return self.first_seq + len(self.events) - 1

@@ -1,0 +1,190 @@
+"""The ports where actors and adapters meet. Each docstring is the contract; implementations pass the same suite."""
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Protocol, TypeAlias
+from uuid import UUID
+
+import msgspec
+
+from engine.cohort import NotebookTotals
+from engine.event import Commit, Event, UserKey
+from engine.session import UserState
+
+# Where the journal's commits go, in seq order: the router's mailbox. It may make the commit loop wait, never drop.
+CommitSink: TypeAlias = Callable[[Commit], Awaitable[None]]
+
+
+class Journal(Protocol):
+    """The durable log of accepted events. One writer; everything downstream reads it."""
+
+    @property
+    def id(self) -> UUID:
+        """Its name: made with it, never reused."""
+
+    @property
+    def last_seq(self) -> int:
+        """The seq of the last committed event; 0 when empty. Seqs start at 1 and never repeat."""
+
+    @property
+    def trimmed_to(self) -> int:
+        """Events up to this seq are no longer held."""
+
+    async def append(self, events: list[Event]) -> list[bool]:
+        """Make events durable; for each tells True when it is new, False when it is a repeat.
+
+        Returns only after the commit that holds them (for a repeat: the commit that holds the first) is on the disk.
+        Raises UnavailableError when it cannot be; then nothing of the batch was kept.
+        """
+
+    async def read(self, after: int, upto: int, max_events: int) -> list[Commit]:
+        """Commits that hold events of ``(after, upto]``, ascending, whole: about ``max_events``, at least one commit.
+
+        A caller skips what it has in the first commit by its own offset.
+        """
+
+    async def trim(self, offsets: dict[str, int], floor: int) -> None:
+        """Note what each store has committed, and let go of the payload up to ``floor``. Idempotent."""
+
+
+class Snapshot(msgspec.Struct, frozen=True, gc=False):
+    """The absolute state of a student, as a store keeps it: never an increment."""
+
+    key: UserKey
+    applied_seq: int  # of the journal that the writer serves
+    state: bytes  # `UserState` in msgpack
+    last_receipt: int  # ms
+    profile: tuple[str | None, str | None] | None  # (user_name, team), when not stored yet
+    sessions: list["SessionRow"]  # those that changed
+    moved: list[tuple[UUID, int]]  # rows (id, started_at ms) that a session has left
+
+
+class SessionRow(msgspec.Struct, frozen=True, gc=False):
+    """A learning session, as a row."""
+
+    id: UUID
+    notebook_path: str | None
+    client_session: str | None
+    started_at: int  # ms
+    ended_at: int
+    closed: bool
+    executions: int
+    errors: int
+
+
+class DeadLetter(msgspec.Struct, frozen=True, gc=False):
+    """An event that could not be applied: the type and place of the error, never its text."""
+
+    seq: int
+    event: Event
+    error_type: str
+    place: str
+
+
+class Flush(msgspec.Struct, frozen=True, gc=False):
+    """What a store commits at once."""
+
+    journal_id: UUID
+    after: int  # rows of (after, upto] are new; the store's offset becomes upto
+    upto: int
+    commits: list[Commit]
+    snapshots: list[Snapshot]
+    snapshot_floor: int  # every event up to it is in its user's stored snapshot, once this flush is stored
+    notebooks: list[tuple[str, str, NotebookTotals]]  # (class, path, totals) that changed
+    dead_letters: list[DeadLetter]
+
+
+class StoredOffsets(msgspec.Struct, frozen=True, gc=False):
+    """What a store has committed of one journal; 0: nothing."""
+
+    rows: int
+    snapshots: int
+
+
+class Store(Protocol):
+    """A place that events end up in.
+
+    Every method raises StoreUnavailableError when it is away (the same call may go through later), and
+    StoreRefusedError when it must not be used as it is.
+    """
+
+    @property
+    def name(self) -> str:
+        """Its name in health, offsets and metrics."""
+
+    async def open(self) -> None:
+        """Connect, bring the schema up to date, and take the lock that keeps other daemons out. Idempotent."""
+
+    async def ping(self) -> None:
+        """Prove that it answers."""
+
+    async def offsets(self, journal_id: UUID) -> StoredOffsets:
+        """What is committed of this journal."""
+
+    async def write(self, flush: Flush) -> None:
+        """Commit a flush: all of it in one transaction, or nothing."""
+
+    async def snapshots(self, keys: Iterable[UserKey]) -> list[UserState]:
+        """The stored states of these users; those without one are left out."""
+
+    async def recent_snapshots(self, since: int) -> list[UserState]:
+        """The stored states of users whose last receipt is at or after ``since`` (ms)."""
+
+    async def notebooks(self) -> list[tuple[str, str, NotebookTotals]]:
+        """The known notebooks of every class: (class, path, totals)."""
+
+
+class SessionQueries(Protocol):
+    """Reads for the API, beside the writer's connection."""
+
+    async def user_sessions(
+        self, user_id: str, class_id: str, notebook: str | None, limit: int, before: tuple[int, UUID] | None
+    ) -> list[SessionRow]:
+        """A student's sessions, newest first, from just before ``before`` (started_at ms, id)."""
+
+
+class LiveUser(Protocol):
+    """What others may ask of a session actor, synchronously: reads only, the state stays its own."""
+
+    @property
+    def key(self) -> UserKey:
+        """Its class and user."""
+
+    @property
+    def state(self) -> UserState:
+        """The live state. Read it, never keep or change it."""
+
+
+class Outbox(Protocol):
+    """One subscriber's frames, as the WebSocket adapter sees it. Bounded: a slow one gets fewer, fresher frames."""
+
+    def subscribe(self, topic: str) -> None:
+        """Queue a snapshot of the topic, then its deltas. Raises UnknownTopicError."""
+
+    def unsubscribe(self, topic: str) -> None:
+        """No more frames of this topic."""
+
+    async def next_frame(self) -> str:
+        """Wait for the next frame to send, as JSON text."""
+
+    def close(self) -> None:
+        """Forget every subscription."""
+
+
+class LiveFeed(Protocol):
+    """The live state of classes, from memory."""
+
+    def connect(self) -> Outbox:
+        """A new subscriber."""
+
+    def overview(self, class_id: str) -> dict[str, Any]:
+        """``{"epoch", "seq", "state"}`` of a class: the stream's snapshot."""
+
+    def sessions(self, class_id: str, user_id: str) -> list[SessionRow]:
+        """The live sessions of a student; empty when none is in memory."""
+
+
+class Intake(Protocol):
+    """Where accepted events enter, from the edge."""
+
+    async def accept(self, events: list[Event]) -> list[bool]:
+        """Make events durable and hand them on; for each tells True when new. Raises UnavailableError."""

@@ -1,0 +1,415 @@
+"""A student's live state in a class: pure, synchronous, and the same whatever order events arrive in.
+
+Rules
+-----
+* Clients delay and repeat, so state is made of things that commute: minima, maxima, counters of distinct events, and
+  last-write-wins by `Order` (event time, event_id). `apply` folds one event in; `merge` joins two states that saw
+  disjoint events, and equals applying both sets to one.
+* Order and bounds use the event's own time. What fades (idle, offline, a forgotten call for help) uses the time of
+  receipt and is a function of (state, now) in `engine.view`: no transition is ever stored.
+* Everything is bounded. Past a bound the oldest by event time leaves; within the bounds order never matters.
+* Duplicates are not known here: the journal's window keeps them out, and `applied` skips what a replay repeats.
+"""
+
+from bisect import insort
+from collections.abc import Callable, Hashable
+from itertools import pairwise
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from engine.event import (
+    CELL_EXECUTED,
+    CELL_TYPES,
+    HELP_REQUESTED,
+    HELP_RESOLVED,
+    NOTEBOOK_CLOSED,
+    SESSION_END,
+    SESSION_START,
+    Event,
+    Order,
+)
+
+# Bounds on one student's state. A term's worth of notebooks and reloads fits; a hostile client does not grow past them.
+MAX_NOTEBOOKS: Final = 128
+MAX_SESSIONS: Final = 256
+MAX_CELLS: Final = 500  # a notebook
+MAX_FAILURES: Final = 64  # in a row, of one cell, that are kept one by one; more are only counted
+MAX_REQUESTS: Final = 64  # for help, kept one by one
+MAX_JOURNALS: Final = 8  # positions remembered, newest last: a state outlives the journals it was fed from
+# A client that repeats its call for help does so within 30 s, and lapses 60 s after the last (contract, Live stream).
+HELP_REPEAT_MS: Final = 30_000
+HELP_LAPSE_MS: Final = 60_000
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+
+class Cell(msgspec.Struct, array_like=True):
+    """The runs of one cell: its latest success, and the failures after it (ascending)."""
+
+    success: Order | None = None
+    failures: list[Order] = []
+    uncounted: int = 0  # failures past MAX_FAILURES
+
+    def add(self, order: Order, *, failed: bool) -> None:
+        """Fold in one run."""
+        if failed:
+            if self.success is None or order > self.success:
+                insort(self.failures, order)
+                if len(self.failures) > MAX_FAILURES:
+                    self.failures.pop()  # the earliest stay: `stuck_since` is among them
+                    self.uncounted += 1
+        elif self.success is None or order > self.success:
+            self.success = order
+            if self.failures:
+                self.failures = [failure for failure in self.failures if failure > order]
+                if not self.failures:
+                    self.uncounted = 0
+
+    @property
+    def consecutive_errors(self) -> int:
+        """Failures since the latest success."""
+        return len(self.failures) + self.uncounted
+
+
+class Notebook(msgspec.Struct, array_like=True):
+    """A student's work on one notebook."""
+
+    last: Order  # the latest event of any kind
+    cell: tuple[Order, int] | None = None  # the most recently run cell that has an index
+    results: dict[int, tuple[Order, bool]] = {}  # by cell_index: the last run, and whether it succeeded
+    cells: dict[str, Cell] = {}  # by cell identity (`cell_key`)
+
+    @property
+    def done(self) -> int:
+        """Distinct cells, by index, whose last run succeeded."""
+        return sum(ok for _, ok in self.results.values())
+
+
+class Session(msgspec.Struct, array_like=True):
+    """A learning session: it stretches to hold what arrives."""
+
+    notebook: str | None
+    client: str | None  # the client's session id
+    start: int  # ms, first and last event time
+    end: int
+    executions: int = 0
+    errors: int = 0
+    closed: int = -1  # event time of the latest close; -1: none
+
+    def absorb(self, other: "Session") -> None:
+        """Join another part of the same session."""
+        self.start = min(self.start, other.start)
+        self.end = max(self.end, other.end)
+        self.executions += other.executions
+        self.errors += other.errors
+        self.closed = max(self.closed, other.closed)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing came after its close."""
+        return self.closed >= self.end
+
+
+class Help(msgspec.Struct, array_like=True):
+    """Calls for help: those after the latest resolve, ascending."""
+
+    requests: list[Order] = []
+    resolved: Order | None = None
+    began: int | None = None  # where the run of calls began, when calls of it have left `requests`
+    received_at: int = 0  # the latest receipt of a call
+
+    def add(self, order: Order, received_at: int) -> None:
+        """Fold in a call for help."""
+        self.received_at = max(self.received_at, received_at)
+        if self.resolved is None or order > self.resolved:
+            insort(self.requests, order)
+            while len(self.requests) > MAX_REQUESTS:
+                oldest = self.requests.pop(0)[0]
+                joined = self.requests[0][0] - oldest <= HELP_LAPSE_MS
+                self.began = (oldest if self.began is None else self.began) if joined else None
+
+    def resolve(self, order: Order) -> None:
+        """Fold in the end of a call for help."""
+        if self.resolved is None or order > self.resolved:
+            self.resolved = order
+            if self.requests and self.requests[0] <= order:
+                self.began = None
+            self.requests = [request for request in self.requests if request > order]
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the client repeats its call, so that silence means it has gone."""
+        times = [time for time, _ in self.requests]
+        return any(after - time <= HELP_REPEAT_MS for time, after in pairwise(times))
+
+    @property
+    def since(self) -> int | None:
+        """Event time at which the present call began; None when there is none."""
+        if not self.requests:
+            return None
+        if not self.repeats:
+            return self.requests[0][0] if self.began is None else self.began
+        start = self.requests[-1][0]
+        for time, _ in reversed(self.requests):
+            if start - time > HELP_LAPSE_MS:  # the earlier call lapsed; this one is new
+                return start
+            start = time
+        return start if self.began is None else self.began
+
+
+class UserState(msgspec.Struct, array_like=True):
+    """All that is kept live of one student in one class. Its encoding is the snapshot's format."""
+
+    class_id: str
+    user_id: str
+    applied: dict[str, int] = {}  # journal id (hex): the highest seq applied from it
+    name: tuple[Order, str] | None = None
+    team: tuple[Order, str] | None = None
+    executions: int = 0
+    errors: int = 0
+    last_event: int = 0  # ms, event time
+    last_receipt: int = 0  # ms, time of receipt
+    current: tuple[Order, str] | None = None  # the notebook of the latest event that has one
+    run: tuple[Order, str, str, bool] | None = None  # the latest run: notebook, cell, and whether it failed
+    notebooks: dict[str, Notebook] = {}
+    sessions: dict[str, Session] = {}  # by `session_key`
+    ended: dict[str, int] = {}  # client session ("" for any): event time of its end, for ends that name no notebook
+    help: Help = msgspec.field(default_factory=Help)
+    forgotten: int = -1  # the latest end among sessions that left memory; an unknown session before it stays unknown
+
+    def apply(self, event: Event, received_at: int, idle_ms: int) -> None:
+        """Fold in one event. ``idle_ms``: runs nearer than this share a session when the client names none."""
+        order = (event.time, event.event_id)
+        if event.user_name is not None:
+            self.name = later(self.name, (order, event.user_name))
+        if event.team is not None:
+            self.team = later(self.team, (order, event.team))
+        self.last_event = max(self.last_event, event.time)
+        self.last_receipt = max(self.last_receipt, received_at)
+        kind = event.event_type
+        failed = event.failed
+        self.errors += failed
+        self.executions += kind == CELL_EXECUTED
+        path = event.notebook_path
+        if path is not None:
+            self.current = later(self.current, (order, path))
+            self._apply_notebook(event, path, order, failed=failed)
+        if path is not None or (event.session_id is not None and kind in (SESSION_START, SESSION_END)):
+            self._apply_session(event, failed=failed, idle_ms=idle_ms)
+        if kind == SESSION_END and path is None:
+            self._end(event.session_id or "", event.time)
+        elif kind == HELP_REQUESTED:
+            self.help.add(order, received_at)
+        elif kind == HELP_RESOLVED:
+            self.help.resolve(order)
+
+    def _apply_notebook(self, event: Event, path: str, order: Order, *, failed: bool) -> None:
+        notebook = self.notebooks.get(path)
+        if notebook is None:
+            notebook = self.notebooks[path] = Notebook(last=order)
+            trim(self.notebooks, MAX_NOTEBOOKS, lambda item: item.last)
+        elif order > notebook.last:
+            notebook.last = order
+        if event.event_type not in CELL_TYPES:
+            return
+        index = event.cell_index
+        key = cell_key(event)
+        if self.run is None or order > self.run[0]:
+            self.run = (order, path, key, failed)
+        if index is not None:
+            if notebook.cell is None or order > notebook.cell[0]:
+                notebook.cell = (order, index)
+            known = notebook.results.get(index)
+            if known is None or order > known[0]:
+                notebook.results[index] = (order, not failed)
+                if known is None:
+                    trim(notebook.results, MAX_CELLS, lambda item: item[0])
+        cell = notebook.cells.get(key)
+        if cell is None:
+            cell = notebook.cells[key] = Cell()
+            cell.add(order, failed=failed)
+            trim(notebook.cells, MAX_CELLS, _cell_order)
+        else:
+            cell.add(order, failed=failed)
+
+    def _apply_session(self, event: Event, *, failed: bool, idle_ms: int) -> None:
+        time = event.time
+        ends = event.event_type in (SESSION_END, NOTEBOOK_CLOSED)
+        if event.session_id is not None:
+            # The common case, without building a part only to join it.
+            session = self.sessions.get(session_key(event.session_id, event.notebook_path))
+            if session is not None:
+                session.start = min(session.start, time)
+                session.end = max(session.end, time)
+                session.executions += event.event_type == CELL_EXECUTED
+                session.errors += failed
+                if ends:
+                    session.closed = max(session.closed, time)
+                return
+        part = Session(
+            notebook=event.notebook_path,
+            client=event.session_id,
+            start=time,
+            end=time,
+            executions=int(event.event_type == CELL_EXECUTED),
+            errors=int(failed),
+            closed=time if ends else -1,
+        )
+        self._join(part, idle_ms)
+
+    def _join(self, part: Session, idle_ms: int) -> None:
+        """Put a part where it belongs: the client's session, or with every nameless one nearer than ``idle_ms``."""
+        if part.client is not None:
+            key = session_key(part.client, part.notebook)
+            known = self.sessions.get(key)
+            if known is not None:
+                known.absorb(part)
+                return
+        else:
+            near = [
+                key
+                for key, session in self.sessions.items()
+                if session.client is None
+                and session.notebook == part.notebook
+                and part.start - session.end < idle_ms
+                and session.start - part.end < idle_ms
+            ]
+            for key in near:
+                part.absorb(self.sessions.pop(key))
+            key = f"\0{part.start}\0{part.notebook}"
+        if part.end <= self.forgotten:
+            return
+        self.sessions[key] = part
+        gone = trim(self.sessions, MAX_SESSIONS, lambda item: (item.end, item.start))
+        if gone is not None:
+            self.forgotten = max(self.forgotten, gone.end)
+
+    def _end(self, client: str, time: int) -> None:
+        self.ended[client] = max(time, self.ended.get(client, -1))
+        trim(self.ended, MAX_SESSIONS, lambda item: item)
+
+    def closed(self, session: Session) -> bool:
+        """Whether a session was closed, by its own close or by an end that named no notebook."""
+        return (
+            session.is_closed
+            or self.ended.get(session.client or "", -1) >= session.end
+            or self.ended.get("", -1) >= session.end
+        )
+
+    def visible_sessions(self) -> list[Session]:
+        """Its sessions, without those of no notebook whose client session is known by a notebook."""
+        with_notebook = {session.client for session in self.sessions.values() if session.notebook is not None}
+        return [
+            session
+            for session in self.sessions.values()
+            if session.notebook is not None or session.client not in with_notebook
+        ]
+
+    def failing_cell(self) -> Cell | None:
+        """The most recently run cell, when its last run failed; None when nothing is failing."""
+        if self.run is None or not self.run[3]:
+            return None
+        notebook = self.notebooks.get(self.run[1])
+        return None if notebook is None else notebook.cells.get(self.run[2])
+
+    def position(self, journal: str) -> int:
+        """The highest seq of this journal that is in the state; 0 when none is."""
+        return self.applied.get(journal, 0)
+
+    def advance(self, journal: str, seq: int) -> None:
+        """Note that everything of this user up to ``seq`` of the journal is in the state."""
+        self.applied[journal] = max(seq, self.applied.get(journal, 0))
+        if len(self.applied) > MAX_JOURNALS:
+            del self.applied[next(iter(self.applied))]
+
+
+def merge(left: UserState, right: UserState, idle_ms: int) -> UserState:
+    """Join two states of one user that saw disjoint events. Consumes both."""
+    for journal, seq in right.applied.items():
+        left.advance(journal, seq)
+    left.name = latest(left.name, right.name)
+    left.team = latest(left.team, right.team)
+    left.executions += right.executions
+    left.errors += right.errors
+    left.last_event = max(left.last_event, right.last_event)
+    left.last_receipt = max(left.last_receipt, right.last_receipt)
+    left.current = latest(left.current, right.current)
+    if right.run is not None and (left.run is None or right.run[0] > left.run[0]):
+        left.run = right.run
+    for path, notebook in right.notebooks.items():
+        known = left.notebooks.get(path)
+        if known is None:
+            left.notebooks[path] = notebook
+            trim(left.notebooks, MAX_NOTEBOOKS, lambda item: item.last)
+        else:
+            _merge_notebook(known, notebook)
+    left.forgotten = max(left.forgotten, right.forgotten)
+    for session in right.sessions.values():
+        left._join(session, idle_ms)  # noqa: SLF001 - the same rule as for one event
+    for client, time in right.ended.items():
+        left._end(client, time)  # noqa: SLF001
+    _merge_help(left.help, right.help)
+    return left
+
+
+def _merge_notebook(left: Notebook, right: Notebook) -> None:
+    left.last = max(left.last, right.last)
+    left.cell = latest(left.cell, right.cell)
+    for index, result in right.results.items():
+        left.results[index] = later(left.results.get(index), result)
+        trim(left.results, MAX_CELLS, lambda item: item[0])
+    for key, cell in right.cells.items():
+        known = left.cells.get(key)
+        if known is None:
+            left.cells[key] = cell
+            trim(left.cells, MAX_CELLS, _cell_order)
+            continue
+        if cell.success is not None:
+            known.add(cell.success, failed=False)
+        for failure in cell.failures:
+            known.add(failure, failed=True)
+        if known.failures:
+            known.uncounted += cell.uncounted
+
+
+def _merge_help(left: Help, right: Help) -> None:
+    if right.resolved is not None:
+        left.resolve(right.resolved)
+    if right.began is not None and (left.resolved is None or right.began > left.resolved[0]):
+        left.began = right.began if left.began is None else min(left.began, right.began)
+    left.received_at = max(left.received_at, right.received_at)
+    for request in right.requests:
+        left.add(request, right.received_at)
+
+
+def later(known: tuple[Order, Value] | None, new: tuple[Order, Value]) -> tuple[Order, Value]:
+    """Last write wins, by the event's order."""
+    return new if known is None or new[0] > known[0] else known
+
+
+def latest(left: tuple[Order, Value] | None, right: tuple[Order, Value] | None) -> tuple[Order, Value] | None:
+    """`later` of two that may be missing."""
+    return left if right is None else later(left, right)
+
+
+def trim(items: dict[Key, Value], limit: int, age: Callable[[Value], Any]) -> Value | None:
+    """Drop the oldest when there are more than ``limit``; returns what was dropped."""
+    if len(items) <= limit:
+        return None
+    return items.pop(min(items, key=lambda key: age(items[key])))
+
+
+def cell_key(event: Event) -> str:
+    """A cell's identity: its id, which stays when cells are inserted above it; else its place."""
+    return event.cell_id or f"#{event.cell_index}"
+
+
+def session_key(client: str, notebook: str | None) -> str:
+    """The key of a session that the client named. Neither part can hold NUL."""
+    return f"{client}\0{notebook or ''}"
+
+
+def _cell_order(cell: Cell) -> Order:
+    return cell.failures[-1] if cell.failures else cell.success or (0, "")

@@ -1,0 +1,255 @@
+"""The rows of the bench: what is loaded, in which order, and what must hold."""
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from loadtest.bench import daemon as daemons
+from loadtest.bench.daemon import Daemon, Drained
+from loadtest.bench.database import Database
+from loadtest.bench.generator import Generator, Load
+from loadtest.bench.processes import Cores, Server, python_server
+from loadtest.bench.report import Row
+from loadtest.bench.traffic import arrivals
+
+# What issue 2 promises.
+FLOOR_SHARE = 0.40
+P99_MS = 100.0
+BATCH_EVENTS_PER_S = 30_000
+BATCH_OVER_SINGLE = 4.0
+BYTES_PER_USER = 20_000
+CPU_GROWTH = 1.25
+
+FEW_USERS, MANY_USERS = 200, 10_000
+SINGLE_CONNECTIONS = 200
+BATCH, BATCH_CONNECTIONS = 50, 32
+CELL_RUNS_ON_ARRIVAL = 3
+WARM_UP_S = 1.0
+# Pairs of runs over few and many users; the order turns each time, so drift hits both.
+CPU_ROUNDS = 3
+# wrk above this share of its core may be what is measured.
+GENERATOR_BUSY = 0.9
+SERVER_IDLE = 0.85
+# Floors of one run that differ by more say that the machine had other work.
+FLOOR_SPREAD = 0.15
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every row needs."""
+
+    cores: Cores
+    database: Database
+    directory: Path
+    seconds: float
+    rounds: int
+
+    @property
+    def generator(self) -> Generator:
+        """The load, on the core that PostgreSQL has too."""
+        return Generator(self.cores.load, self.directory)
+
+    def say(self, text: str) -> None:
+        """Progress, on stderr: the table alone is on stdout."""
+        print(text, file=sys.stderr, flush=True)
+
+    def floor_load(self, floor: Server, *, batch: int, connections: int) -> Load:
+        """One figure of the floor."""
+        load = self.generator.run(floor, users=FEW_USERS, batch=batch, connections=connections, seconds=self.seconds)
+        self.say(
+            f"  floor   {load.requests_per_s:9,.0f} requests/s  p99 {load.p99_ms:.1f} ms"
+            f"  {load.cpu_us_per_request:.1f} µs CPU a request"
+        )
+        return load
+
+    def daemon_load(self, daemon: Daemon, *, users: int, batch: int, connections: int, seconds: float) -> Drained:
+        """One figure of the daemon."""
+        found = daemon.measure(self.generator, users=users, batch=batch, connections=connections, seconds=seconds)
+        self.say(
+            f"  daemon  {found.load.requests_per_s:9,.0f} requests/s  p99 {found.load.p99_ms:.1f} ms"
+            f"  {found.cpu_us_per_event:.1f} µs CPU an event  ({users} users; drained in {found.drain_s:.1f} s)"
+        )
+        return found
+
+
+def _against_floor(
+    bench: Bench, row: Row, *, name: str, batch: int, connections: int
+) -> tuple[list[Load], list[Drained]]:
+    """Floor, daemon, floor, … in turn, each with the core to itself: the daemon has drained before the floor runs."""
+    floors: list[Load] = []
+    found: list[Drained] = []
+    environment, log = dict(os.environ), bench.directory / f"floor-{name}.log"
+    with (
+        python_server(bench.cores.server, "loadtest.bench.floor", env=environment, log=log) as floor,
+        daemons.running(bench.database, name, bench.directory, bench.cores.server) as daemon,
+    ):
+        bench.generator.run(floor, users=FEW_USERS, batch=batch, connections=connections, seconds=WARM_UP_S)
+        bench.daemon_load(daemon, users=FEW_USERS, batch=batch, connections=connections, seconds=WARM_UP_S)
+        floors.append(bench.floor_load(floor, batch=batch, connections=connections))
+        for _ in range(bench.rounds):
+            found.append(
+                bench.daemon_load(daemon, users=FEW_USERS, batch=batch, connections=connections, seconds=bench.seconds)
+            )
+            floors.append(bench.floor_load(floor, batch=batch, connections=connections))
+        daemon.refuse_double_rows()
+        row.problems += daemon.problems
+    row.problems += [f"floor: {load.non_2xx} not 2xx, {load.broken} broken" for load in floors if not load.clean]
+    _note_generator(row, [*floors, *(each.load for each in found)])
+    slowest, fastest = (choose(load.requests_per_s for load in floors) for choose in (min, max))
+    if slowest < (1 - FLOOR_SPREAD) * fastest:
+        row.notes.append(f"the floor went from {slowest:,.0f} to {fastest:,.0f} requests/s: the machine was not quiet")
+    return floors, found
+
+
+def _note_generator(row: Row, loads: list[Load]) -> None:
+    busiest = max(load.generator_busy for load in loads)
+    if busiest > GENERATOR_BUSY:
+        row.notes.append(f"wrk used {busiest:.0%} of its core: the rates may be wrk's")
+
+
+def _cpu_figures(row: Row, floors: list[Load], found: list[Drained]) -> None:
+    """The share of the floor once more, by CPU time: what other work on the machine moves least."""
+    floor_us = median(load.cpu_us_per_request for load in floors)
+    daemon_us = median(each.load.cpu_us_per_request for each in found)
+    row.add("floor's CPU a request", floor_us, "µs")
+    row.add("daemon's CPU a request under load", daemon_us, "µs")
+    row.add("share of the floor by CPU time", floor_us / daemon_us)
+
+
+def _drained_figures(row: Row, found: list[Drained]) -> None:
+    row.add("stored over load and drain", median(each.sustained_per_s for each in found), "events/s")
+    row.add("lag when the load ended", median(each.lag_at_end for each in found), "events")
+    row.add("time until lag 0", median(each.drain_s for each in found), "s")
+    row.add("CPU an event, drain included", median(each.cpu_us_per_event for each in found), "µs")
+    busy = median(each.load.server_busy for each in found)
+    row.add("daemon's share of its core under load", busy)
+    if busy < SERVER_IDLE:
+        row.notes.append("the daemon did not fill its core: disk, PostgreSQL, wrk or other work held it back")
+    row.add("answers that were not 2xx", sum(each.load.non_2xx for each in found))
+    row.add("events verified in PostgreSQL", sum(each.stored for each in found))
+
+
+def single(bench: Bench) -> tuple[Row, float]:
+    """One event a POST; the events/s are the batch row's yardstick."""
+    row = Row(f"one event a POST, {SINGLE_CONNECTIONS} connections, {FEW_USERS} users")
+    bench.say(row.title)
+    floors, found = _against_floor(bench, row, name="single", batch=1, connections=SINGLE_CONNECTIONS)
+    floor_rate, rate = (
+        median(load.requests_per_s for load in floors),
+        median(each.load.requests_per_s for each in found),
+    )
+    floor_p99, p99 = median(load.p99_ms for load in floors), median(each.load.p99_ms for each in found)
+    share, limit = rate / floor_rate, max(floor_p99, P99_MS)
+    row.add("floor", floor_rate, "req/s")
+    row.add("daemon", rate, "req/s")
+    row.judge("share of the floor", share, bound=f">= {FLOOR_SHARE:.2f}", held=share >= FLOOR_SHARE)
+    row.add("floor p99", floor_p99, "ms")
+    row.judge("daemon p99", p99, "ms", bound=f"<= {limit:.0f} ms", held=p99 <= limit)
+    _cpu_figures(row, floors, found)
+    _drained_figures(row, found)
+    return row, rate
+
+
+def batch(bench: Bench, single_rate: float | None) -> Row:
+    """Fifty events a POST, of fifty users."""
+    row = Row(f"{BATCH} events a POST, {BATCH_CONNECTIONS} connections, {FEW_USERS} users")
+    bench.say(row.title)
+    floors, found = _against_floor(bench, row, name="batch", batch=BATCH, connections=BATCH_CONNECTIONS)
+    rate = median(each.load.events_per_s for each in found)
+    held = rate >= BATCH_EVENTS_PER_S
+    bound = f">= {BATCH_EVENTS_PER_S:,}"
+    if single_rate is not None:
+        held = held or rate >= BATCH_OVER_SINGLE * single_rate
+        bound += f" or {BATCH_OVER_SINGLE:.0f} x single = {BATCH_OVER_SINGLE * single_rate:,.0f}"
+    row.add("floor", median(load.events_per_s for load in floors), "events/s")
+    row.judge("daemon", rate, "events/s", bound=bound, held=held)
+    row.add("daemon p99", median(each.load.p99_ms for each in found), "ms")
+    _cpu_figures(row, floors, found)
+    _drained_figures(row, found)
+    return row
+
+
+def users(bench: Bench) -> Row:
+    """What a live user costs in memory, and whether many make each event dearer.
+
+    Two daemons, so that the one with few users really holds only those; one works at a time.
+    """
+    row = Row(f"{MANY_USERS:,} live users")
+    bench.say(row.title)
+    few_name, many_name = f"users-{FEW_USERS}", f"users-{MANY_USERS}"
+    with (
+        daemons.running(bench.database, few_name, bench.directory, bench.cores.server) as few,
+        daemons.running(bench.database, many_name, bench.directory, bench.cores.server) as many,
+    ):
+        empty, full = _arrive(many, MANY_USERS)
+        _arrive(few, FEW_USERS)
+        per_user = {kind: (full[kind] - empty[kind]) / MANY_USERS for kind in full}
+        bench.say(f"  {per_user['uss']:,.0f} bytes a user")
+        cost: dict[str, list[float]] = {few_name: [], many_name: []}
+        busiest: list[Load] = []
+        for round_ in range(CPU_ROUNDS):
+            for daemon, size in ((few, FEW_USERS), (many, MANY_USERS))[:: 1 if round_ % 2 == 0 else -1]:
+                found = bench.daemon_load(
+                    daemon, users=size, batch=1, connections=SINGLE_CONNECTIONS, seconds=bench.seconds / 2
+                )
+                cost[daemon.name].append(found.cpu_us_per_event)
+                busiest.append(found.load)
+        for daemon in (few, many):
+            daemon.refuse_double_rows()
+            row.problems += [f"{daemon.name}: {problem}" for problem in daemon.problems]
+    few_cost, many_cost = median(cost[few_name]), median(cost[many_name])
+    growth = many_cost / few_cost
+    row.add("empty daemon (USS)", empty["uss"] / 1e6, "MB")
+    row.add(f"with {MANY_USERS:,} users (USS)", full["uss"] / 1e6, "MB")
+    row.judge(
+        "memory a user (USS)",
+        per_user["uss"] / 1000,
+        "kB",
+        bound=f"<= {BYTES_PER_USER / 1000:.0f} kB",
+        held=per_user["uss"] <= BYTES_PER_USER,
+    )
+    row.add("memory a user (PSS)", per_user["pss"] / 1000, "kB")
+    row.add("memory a user (RSS)", per_user["rss"] / 1000, "kB")
+    row.add(f"CPU an event, {FEW_USERS} users", few_cost, "µs")
+    row.add(f"CPU an event, {MANY_USERS:,} users", many_cost, "µs")
+    row.judge("growth of CPU an event", growth, bound=f"<= {CPU_GROWTH}", held=growth <= CPU_GROWTH)
+    _note_generator(row, busiest)
+    row.notes += [
+        f"CPU an event varied from {min(costs):.0f} to {max(costs):.0f} µs with {name}: the machine was not quiet"
+        for name, costs in cost.items()
+        if min(costs) < (1 - FLOOR_SPREAD) * max(costs)
+    ]
+    return row
+
+
+def _arrive(daemon: Daemon, size: int) -> tuple[dict[str, int], dict[str, int]]:
+    """That many users open a notebook and run three cells; memory before, and after all is stored."""
+    empty = daemon.memory()
+    daemon.post_all(arrivals(size, CELL_RUNS_ON_ARRIVAL), BATCH)
+    daemon.wait_until_stored()
+    # Snapshots and broadcasts of the last second are over too.
+    time.sleep(1.0)
+    stored = (daemon.activity_rows(), daemon.cell_rows())
+    if stored != (size, size * CELL_RUNS_ON_ARRIVAL):
+        daemon.problems.append(
+            f"{size} users opened a notebook and ran {CELL_RUNS_ON_ARRIVAL} cells each: stored {stored}"
+        )
+    return empty, daemon.memory()
+
+
+def floor_only(bench: Bench) -> Row:
+    """The floor alone, to see what a machine gives."""
+    row = Row("floor")
+    log = bench.directory / "floor.log"
+    with python_server(bench.cores.server, "loadtest.bench.floor", env=dict(os.environ), log=log) as floor:
+        bench.generator.run(floor, users=FEW_USERS, batch=1, connections=SINGLE_CONNECTIONS, seconds=WARM_UP_S)
+        for size, connections in ((1, SINGLE_CONNECTIONS), (BATCH, BATCH_CONNECTIONS)):
+            load = bench.floor_load(floor, batch=size, connections=connections)
+            row.add(f"{size} events a POST", load.requests_per_s, "req/s")
+            row.add(f"{size} events a POST, p99", load.p99_ms, "ms")
+            row.add(f"{size} events a POST, wrk's share of its core", load.generator_busy)
+            _note_generator(row, [load])
+    return row

@@ -1,0 +1,69 @@
+"""Fixtures for tests that need a real PostgreSQL, a data directory, or a tool of the system."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.leftovers import stop_leftover_servers
+from tests.e2e.postgres_server import Database, PostgresServer
+
+
+@pytest.fixture
+def require_tool() -> Callable[[str], str]:
+    """Ask for a tool by name and get its path; its absence skips on a laptop and fails where CI is set."""
+
+    def require(name: str) -> str:
+        path = shutil.which(name)
+        if path is not None:
+            return path
+        message = f"{name} is not installed; .ci/tools installs it"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+
+    return require
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """One PostgreSQL for the whole run. A test that stops or kills a server makes one of its own."""
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture
+def database(postgres: PostgresServer) -> Iterator[Database]:
+    """An empty database of the test's own."""
+    created = postgres.create_database()
+    yield created
+    created.drop()
+
+
+@pytest.fixture
+def make_data_dir() -> Iterator[Callable[[], Path]]:
+    """Data directories that an unprivileged PostgreSQL can reach.
+
+    pytest's ``tmp_path`` is below a directory of mode 0700, which shuts out the user that PostgreSQL runs as when
+    the tests run as root. The daemon's output is kept beside the data directory.
+    """
+    made: list[Path] = []
+
+    def make() -> Path:
+        base = Path(tempfile.mkdtemp(prefix="classpulse-test-"))
+        base.chmod(0o755)
+        made.append(base)
+        return base / "data"
+
+    yield make
+    for base in made:
+        stop_leftover_servers(base)
+        shutil.rmtree(base)
+
+
+@pytest.fixture
+def data_dir(make_data_dir: Callable[[], Path]) -> Path:
+    return make_data_dir()
