@@ -9,18 +9,18 @@ from engine.clock import WallClock
 from engine.cohort import Cohort, NotebookTotals
 from engine.errors import UnavailableError
 from engine.event import Commit, Event, UserKey
-from engine.ports import Journal
+from engine.ports import Journal, Settle
 from engine.rows import Past, user_key
 from engine.watermark import Watermark
 
 from .mailbox import ConflatingMailbox
 from .session import Delivery, SessionActor, SessionContext
 
-# Events of one student between the edge and the actor. A client that posts a batch of 1000 fits; a runaway loop does
-# not fill memory, and is told 503 for that student alone.
-MAX_PENDING: Final = 4096
 # Commits between the journal and the router. When full, the commit loop waits: the loop is pure computation behind it.
 _MAX_COMMITS: Final = 64
+# Deliveries (one a commit) in a student's mailbox. At half of it the edge answers 503 for that student alone, before
+# the journal; the other half is room for commits that are under way by then, so the router never waits for one user.
+MAILBOX_DELIVERIES: Final = 4 * _MAX_COMMITS
 # How often actors that may retire are looked for, in seconds.
 _SWEEP_S: Final = 30.0
 
@@ -53,33 +53,20 @@ class Router:
         self._retire_after_ms = retire_after_ms
         self._clock = clock
         self._send, self._receive = trio.open_memory_channel[Commit](_MAX_COMMITS)
-        self._pending: dict[UserKey, int] = {}
         self._nursery: trio.Nursery | None = None
         self.users: dict[UserKey, SessionActor] = {}
         self.cohorts: dict[str, Cohort] = {}
 
     # --- the edge's side
 
-    async def accept(self, events: list[Event]) -> list[bool]:
+    def accept(self, events: list[Event], settle: Settle) -> None:
         """See `engine.ports.Intake.accept`."""
-        pending = self._pending
+        users = self.users
         for event in events:
-            key = (event.class_id, event.user_id)
-            if pending.get(key, 0) >= MAX_PENDING:
-                raise UnavailableError(f"{pending[key]} events of user {event.user_id} wait to be applied")
-        for event in events:
-            key = (event.class_id, event.user_id)
-            pending[key] = pending.get(key, 0) + 1
-        try:
-            return await self._journal.append(events)
-        finally:
-            for event in events:
-                key = (event.class_id, event.user_id)
-                count = pending[key] - 1
-                if count:
-                    pending[key] = count
-                else:
-                    del pending[key]
+            actor = users.get((event.class_id, event.user_id))
+            if actor is not None and actor.full:
+                raise UnavailableError(f"too many events of user {event.user_id} wait to be applied")
+        self._journal.append(events, settle)
 
     # --- the journal's side
 
@@ -152,7 +139,7 @@ class Router:
 
     def _spawn(self, key: UserKey) -> SessionActor:
         assert self._nursery is not None, "run() has not started"
-        actor = self.users[key] = SessionActor(key, self._context, MAX_PENDING)
+        actor = self.users[key] = SessionActor(key, self._context, MAILBOX_DELIVERIES)
         self._nursery.start_soon(actor.run, name=f"session {key}")
         return actor
 
@@ -172,4 +159,4 @@ class Router:
                 self._retired.put(key, None)
 
     def _idle(self, key: UserKey, actor: SessionActor) -> bool:
-        return key not in self._context.dirty and key not in self._pending and not actor.waiting
+        return key not in self._context.dirty and not actor.waiting

@@ -38,8 +38,8 @@ class SessionContext(NamedTuple):
 class SessionActor:
     """Applies deliveries to the state and says that it changed; others read the state or ask for a snapshot.
 
-    Mailbox: bounded by the router's admission (`actors.router.MAX_PENDING` events a user); when that is reached the
-    edge answers 503 for this user before the journal, so the router's `send_nowait` always finds room.
+    Mailbox: `actors.router.MAILBOX_DELIVERIES`. Full policy: when it is half full the edge answers 503 for this user,
+    before the journal, so the router's `send_nowait` always finds room.
 
     An actor may start before its stored snapshot could be read (the store is away): it then applies what arrives to an
     empty state, and `adopt` joins the two later. Such a state is shown, but not stored.
@@ -49,19 +49,27 @@ class SessionActor:
         self.key = key
         self._context = context
         self._send, self._receive = trio.open_memory_channel[Delivery](mailbox)
+        self._capacity = mailbox
+        self.waiting = 0  # deliveries in the mailbox
         self._rows = StoredRows()
         self._profile: tuple[str | None, str | None] | None = None
         self.settled = False
         self.state = UserState(class_id=key[0], user_id=key[1])
 
     async def run(self) -> None:
-        """Apply deliveries until `retire`, which is refused while any wait."""
-        with self._receive:
-            async for delivery in self._receive:
-                self._apply(delivery)
+        """Apply deliveries until `retire`, and what waits by then."""
+        receive = self._receive
+        with receive:
+            try:
+                while True:
+                    self._apply(await receive.receive())
+                    self.waiting -= 1
+            except trio.EndOfChannel:
+                pass
 
     def deliver(self, delivery: Delivery) -> None:
         """Put a delivery into the mailbox. Never waits."""
+        self.waiting += 1
         self._send.send_nowait(delivery)
 
     def retire(self) -> None:
@@ -69,9 +77,9 @@ class SessionActor:
         self._send.close()
 
     @property
-    def waiting(self) -> int:
-        """Deliveries in the mailbox."""
-        return self._receive.statistics().current_buffer_used
+    def full(self) -> bool:
+        """Whether the mailbox is half full: time to refuse more at the edge."""
+        return 2 * self.waiting > self._capacity
 
     def adopt(self, past: Past | None) -> None:
         """Settle what came before: ``past`` holds only events that the live state has not seen."""

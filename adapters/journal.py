@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID, uuid4
 
 import msgspec
@@ -31,7 +31,7 @@ from engine.clock import WallClock
 from engine.dedupe import DedupeWindow, digest
 from engine.errors import StartError, UnavailableError
 from engine.event import Commit, Event
-from engine.ports import CommitSink
+from engine.ports import CommitSink, Settle
 
 _FORMAT: Final = "1"
 _SCHEMA: Final = """
@@ -58,15 +58,23 @@ log = structlog.get_logger("journal")
 
 
 class _Batch:
-    """Events that will share a commit, and the event that tells their requests."""
+    """Events that will share a commit, and who waits for it."""
 
-    __slots__ = ("digests", "done", "error", "events")
+    __slots__ = ("digests", "error", "events", "waiters")
 
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.digests: array[int] = array("Q")
-        self.done = trio.Event()
+        self.waiters: list[_Waiter] = []
         self.error: UnavailableError | None = None
+
+
+class _Waiter(NamedTuple):
+    """One `append`: what it depends on, the last of which settles it."""
+
+    batches: list[_Batch]
+    fresh: list[bool]
+    settle: Settle
 
 
 class SqliteJournal:
@@ -89,6 +97,7 @@ class SqliteJournal:
         self._window = DedupeWindow(max_events=dedupe_max_events, window_ms=self._window_ms)
         self._clock = clock
         self._batches: deque[_Batch] = deque()
+        self._committing: list[_Batch] = []  # at most one
         self._pending: dict[int, _Batch] = {}  # digest -> the batch it waits in
         self._queued = 0
         self._wake = trio.Event()
@@ -195,21 +204,21 @@ class SqliteJournal:
         }
         return facts if fault is None else facts | {"error": fault}
 
-    async def append(self, events: list[Event]) -> list[bool]:
+    def append(self, events: list[Event], settle: Settle) -> None:
         """See `engine.ports.Journal.append`."""
         if (fault := self.fault) is not None:
             raise UnavailableError(fault, retry_after_s=5)
         if self._queued >= _MAX_QUEUED_EVENTS:
             raise UnavailableError("too many events wait for the disk")
-        fresh, waits = self._enqueue(events)
-        for batch in waits:
-            await batch.done.wait()
-            if batch.error is not None:
-                raise batch.error
-        return fresh
+        fresh, batches = self._enqueue(events)
+        if batches:
+            # Batches commit in order, and the newest of them is the open one or holds a repeat's first.
+            batches[-1].waiters.append(_Waiter(batches, fresh, settle))
+        else:
+            settle(fresh)
 
     def _enqueue(self, events: list[Event]) -> tuple[list[bool], list[_Batch]]:
-        """Put new events into one batch; tells which are new, and every batch that holds one of ``events``."""
+        """Put new events into one batch; tells which are new, and the batches that hold ``events``, oldest first."""
         batch = self._batches[-1] if self._batches else _Batch()
         if len(batch.events) >= _MAX_COMMIT_EVENTS:
             batch = _Batch()
@@ -233,6 +242,9 @@ class SqliteJournal:
                 batch.events.append(event)
             if holder is not None and holder not in waits:
                 waits.append(holder)
+        if len(waits) > 1:
+            order = [*self._committing, *self._batches, batch]
+            waits.sort(key=order.index)
         self._queued += sum(fresh)
         if batch.events and (not self._batches or self._batches[-1] is not batch):
             self._batches.append(batch)
@@ -249,6 +261,7 @@ class SqliteJournal:
                 await self._wake.wait()
                 continue
             batch = self._batches.popleft()
+            self._committing = [batch]
             received_at = self._clock()
             first_seq = self.last_seq + 1
             try:
@@ -265,9 +278,12 @@ class SqliteJournal:
             self._queued -= len(batch.events)
             for value in batch.digests:
                 del self._pending[value]
+            self._committing = []
             if batch.error is None:
                 await sink(Commit(first_seq, received_at, batch.events))
-            batch.done.set()
+            for waiter in batch.waiters:
+                errors = [waited.error for waited in waiter.batches if waited.error is not None]
+                waiter.settle(errors[0] if errors else waiter.fresh)
 
     def finish(self) -> None:
         """Let `run` return once all that was appended is committed."""

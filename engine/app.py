@@ -1,5 +1,6 @@
 """The composition root: alone imports every room, ties them together, and owns the order of start and shutdown."""
 
+import gc
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -49,6 +50,10 @@ _FLUSH_S: Final = 4.0
 # How long a health check waits for a store's answer, in seconds.
 _PING_S: Final = 1.0
 
+# Thresholds of the cyclic collector. Events are allocated by the thousand and freed by reference counts; at Python's
+# default of 700 the collector walked them for 24 % of the CPU time (docs/performance.md) and found nothing.
+_GC_THRESHOLDS: Final = (50_000, 20, 10)
+
 log = structlog.get_logger("app")
 
 
@@ -82,6 +87,8 @@ class App:
 
         Raises StartError when it must not start.
         """
+        gc.freeze()
+        gc.set_threshold(*_GC_THRESHOLDS)
         with DirectoryLock(self._settings.data_dir):
             async with open_loop(), trio.open_nursery() as services:
                 services.start_soon(self._watch_signals)
@@ -288,7 +295,7 @@ Say = Callable[[str], None]
 
 @asynccontextmanager
 async def _database(settings: Settings) -> AsyncIterator[str]:
-    """A DSN that works for as long as the block: the configured one, the running daemon's, or a server for the while."""
+    """A DSN that works in the block: the configured one, the running daemon's, or that of a server for the while."""
     directory = settings.data_dir / "postgres"
     if settings.postgres.dsn != EMBEDDED:
         yield settings.postgres.dsn

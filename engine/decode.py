@@ -17,6 +17,7 @@ from engine.clock import parse_rfc3339
 from engine.errors import MalformedError, TooManyEventsError
 from engine.event import NEEDS_NOTEBOOK, TYPE_ALIASES, Event
 from engine.ids import uuid7
+from engine.wire import Rules, decode_plain
 
 DEFAULT_CLASS: Final = "default"
 # How far an event's own time may be from the time of receipt (ms) before the time of receipt is taken instead.
@@ -36,6 +37,16 @@ _JSON_NAMES: Final[dict[type, str]] = {
     dict: "an object",
     list: "an array",
 }
+
+_MAX_MESSAGE: Final = 8192
+# Spellings of types that the hot path knows; any other takes the general way.
+_RULES: Final = Rules(
+    default_class=DEFAULT_CLASS,
+    types=TYPE_ALIASES | {kind: kind for kind in (*NEEDS_NOTEBOOK, *TYPE_ALIASES.values(), "progress")},
+    max_ahead_ms=MAX_AHEAD_MS,
+    max_behind_ms=MAX_BEHIND_MS,
+    max_message=_MAX_MESSAGE,
+)
 
 Check: TypeAlias = Callable[[Any], Any]
 
@@ -197,7 +208,7 @@ _FIELDS: Final[dict[str, tuple[tuple[str, ...], Check]]] = {
     "execution_count": (("executionCount",), _integer()),
     "execution_duration_ms": (("executionDurationMs", "duration"), _duration),
     "has_error": (("hasError",), _boolean),
-    "error_message": (("errorMessage",), _cut(8192)),
+    "error_message": (("errorMessage",), _cut(_MAX_MESSAGE)),
     "code": ((), _cut(65536)),
     "result": ((), _cut(65536)),
     "total_cells": (("totalCells",), _integer()),
@@ -221,6 +232,13 @@ def decode_body(body: bytes, *, ndjson: bool, received_at: int, max_events: int)
 
     Raises MalformedError when it is not JSON, TooManyEventsError past ``max_events``.
     """
+    if not ndjson and (plain := decode_plain(body, received_at, _RULES)) is not None and len(plain[0]) <= max_events:
+        return Decoded(plain[0], [], plain[1])
+    return decode_any(body, ndjson=ndjson, received_at=received_at, max_events=max_events)
+
+
+def decode_any(body: bytes, *, ndjson: bool, received_at: int, max_events: int) -> Decoded:
+    """`decode_body` for every form, valid or not."""
     if ndjson:
         items, single = _lines(body), False
     else:

@@ -7,11 +7,15 @@ from uuid import UUID
 import msgspec
 
 from engine.cohort import NotebookTotals
+from engine.errors import UnavailableError
 from engine.event import Commit, Event, UserKey
 from engine.session import UserState
 
 # Where the journal's commits go, in seq order: the router's mailbox. It may make the commit loop wait, never drop.
 CommitSink: TypeAlias = Callable[[Commit], Awaitable[None]]
+
+# Told once what became of a batch: for each event whether it is new, or why nothing was kept.
+Settle: TypeAlias = Callable[[list[bool] | UnavailableError], None]
 
 
 class Journal(Protocol):
@@ -29,11 +33,13 @@ class Journal(Protocol):
     def trimmed_to(self) -> int:
         """Events up to this seq are no longer held."""
 
-    async def append(self, events: list[Event]) -> list[bool]:
-        """Make events durable; for each tells True when it is new, False when it is a repeat.
+    def append(self, events: list[Event], settle: Settle) -> None:
+        """Make events durable. ``settle`` is called once, now or later, never with more to wait for.
 
-        Returns only after the commit that holds them (for a repeat: the commit that holds the first) is on the disk.
-        Raises UnavailableError when it cannot be; then nothing of the batch was kept.
+        It gets, for each event, True when it is new and False when it is a repeat; only after the commit that holds
+        them (for a repeat: that holds the first) is on the disk. Or it gets the UnavailableError why they cannot be;
+        then nothing of the batch was kept. Raises UnavailableError when that is known at once. Never waits: a call a
+        request is cheaper than a task switch a request.
         """
 
     async def read(self, after: int, upto: int, max_events: int) -> list[Commit]:
@@ -186,5 +192,5 @@ class LiveFeed(Protocol):
 class Intake(Protocol):
     """Where accepted events enter, from the edge."""
 
-    async def accept(self, events: list[Event]) -> list[bool]:
-        """Make events durable and hand them on; for each tells True when new. Raises UnavailableError."""
+    def accept(self, events: list[Event], settle: Settle) -> None:
+        """Make events durable and hand them on; ``settle`` as in `Journal.append`. Raises UnavailableError."""

@@ -1,7 +1,7 @@
 """``POST /api/v1/events``: the hot path. 202 only after the commit that holds the events."""
 
-from http import HTTPStatus
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
@@ -15,52 +15,78 @@ from .messages import CORS, PREFLIGHT, Request, answer, error
 PATH: Final = b"/api/v1/events"
 _JSON: Final = b"application/json"
 _NDJSON: Final = b"application/x-ndjson"
-_ALLOW: Final = b"allow: POST, OPTIONS\r\n" + CORS
 _encode: Final = msgspec.json.Encoder().encode
+
+# Takes the whole answer to one request, as bytes.
+Reply: TypeAlias = Callable[[bytes], None]
+
+
+# The most frequent receipt by far: real clients send one event in an array.
+_ONE: Final = [True]
+_ONE_ACCEPTED: Final = _encode({"status": "received", "accepted": 1, "duplicates": 0, "rejected": []})
 
 
 class Ingest:
-    """Answers requests for the ingest endpoint."""
+    """Answers requests for the ingest endpoint, through ``reply``: a POST when its commit is on the disk."""
 
     def __init__(self, intake: Intake, *, max_events: int, clock: WallClock) -> None:
         self._intake = intake
         self._max_events = max_events
         self._clock = clock
 
-    async def __call__(self, request: Request) -> bytes:
-        """The whole answer, as bytes."""
-        keep = request.keep_alive
-        if request.method == b"OPTIONS":
-            return answer(HTTPStatus.NO_CONTENT, headers=PREFLIGHT, keep_alive=keep)
-        if request.method != b"POST":
-            return error(405, "method_not_allowed", "POST events here", headers=_ALLOW, keep_alive=keep)
-        ndjson = False
-        for name, value in request.headers:
-            if name == b"content-type":
-                kind = value.partition(b";")[0].strip().lower()
-                ndjson = kind == _NDJSON
-                if not ndjson and kind not in (_JSON, b""):
-                    message = "content-type must be application/json or application/x-ndjson"
-                    return error(415, "unsupported_media_type", message, headers=CORS, keep_alive=keep)
-            elif name == b"content-encoding" and value.strip().lower() not in (b"identity", b""):
-                message = "content-encoding is not understood; send the body as it is"
-                return error(415, "unsupported_encoding", message, headers=CORS, keep_alive=keep)
+    def __call__(self, request: Request, reply: Reply) -> None:
+        """Take one request. ``reply`` is called once with the whole answer, now or later."""
+        if request.method == b"POST":
+            self._post(request, reply)
+        elif request.method == b"OPTIONS":
+            reply(answer(204, headers=PREFLIGHT, keep_alive=request.keep_alive))
+        else:
+            reply(_error(request, 405, "method_not_allowed", "POST events here", b"allow: POST, OPTIONS\r\n"))
+
+    def _post(self, request: Request, reply: Reply) -> None:
+        kind = (request.header(b"content-type") or _JSON).partition(b";")[0].strip().lower() or _JSON
+        if kind not in (_JSON, _NDJSON):
+            message = "content-type must be application/json or application/x-ndjson"
+            reply(_error(request, 415, "unsupported_media_type", message))
+            return
+        if (request.header(b"content-encoding") or b"identity").strip().lower() != b"identity":
+            reply(_error(request, 415, "unsupported_encoding", "send the body as it is, without content-encoding"))
+            return
         try:
-            decoded = decode_body(request.body, ndjson=ndjson, received_at=self._clock(), max_events=self._max_events)
+            decoded = decode_body(
+                request.body, ndjson=kind == _NDJSON, received_at=self._clock(), max_events=self._max_events
+            )
             if not decoded.events:
-                return answer(422, _encode(_refusal(decoded)), headers=CORS, keep_alive=keep)
-            fresh = await self._intake.accept(decoded.events)
+                reply(answer(422, _encode(_refusal(decoded)), headers=CORS, keep_alive=request.keep_alive))
+                return
+
+            def settle(outcome: list[bool] | UnavailableError) -> None:
+                if isinstance(outcome, UnavailableError):
+                    reply(_unavailable(request, outcome))
+                else:
+                    body = _receipt(decoded, outcome)
+                    reply(answer(202, body, headers=CORS, keep_alive=request.keep_alive))
+
+            self._intake.accept(decoded.events, settle)
         except MalformedError as fault:
-            return error(400, "malformed", str(fault), headers=CORS, keep_alive=keep)
+            reply(_error(request, 400, "malformed", str(fault)))
         except TooManyEventsError as fault:
-            return error(413, "too_many_events", str(fault), headers=CORS, keep_alive=keep)
+            reply(_error(request, 413, "too_many_events", str(fault)))
         except UnavailableError as fault:
-            headers = b"retry-after: %d\r\n" % fault.retry_after_s + CORS
-            return error(503, "unavailable", str(fault), headers=headers, keep_alive=keep)
-        return answer(202, _encode(_receipt(decoded, fresh)), headers=CORS, keep_alive=keep)
+            reply(_unavailable(request, fault))
 
 
-def _receipt(decoded: Decoded, fresh: list[bool]) -> dict[str, Any]:
+def _error(request: Request, status: int, code: str, message: str, headers: bytes = b"") -> bytes:
+    return error(status, code, message, headers=headers + CORS, keep_alive=request.keep_alive)
+
+
+def _unavailable(request: Request, fault: UnavailableError) -> bytes:
+    return _error(request, 503, "unavailable", str(fault), b"retry-after: %d\r\n" % fault.retry_after_s)
+
+
+def _receipt(decoded: Decoded, fresh: list[bool]) -> bytes:
+    if fresh == _ONE and not decoded.rejected and not decoded.single:
+        return _ONE_ACCEPTED
     accepted = sum(fresh)
     receipt: dict[str, Any] = {
         "status": "received",
@@ -70,7 +96,7 @@ def _receipt(decoded: Decoded, fresh: list[bool]) -> dict[str, Any]:
     }
     if decoded.single:
         receipt["event_id"] = decoded.events[0].event_id
-    return receipt
+    return _encode(receipt)
 
 
 def _refusal(decoded: Decoded) -> dict[str, Any]:

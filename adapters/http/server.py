@@ -13,7 +13,8 @@ from engine.errors import StartError
 
 from . import ingest
 from .asgi import AsgiBridge
-from .connection import Connection, Refusal
+from .connection import Connection, Refusal, StartSoon
+from .ingest import Ingest, Reply
 from .messages import Request, error
 
 STREAM_PATH: Final = b"/api/v1/stream"
@@ -23,7 +24,6 @@ _LOOPBACK: Final = frozenset({b"localhost", b"127.0.0.1", b"[::1]"})
 
 log = structlog.get_logger("http")
 
-Handler = Callable[[Request], Awaitable[bytes]]
 WebSocketHandler = Callable[[Request, bytes, trio.SocketStream], Awaitable[None]]
 
 
@@ -32,7 +32,7 @@ class HttpServer:
 
     def __init__(
         self,
-        ingest_handler: Handler,
+        ingest_handler: Ingest,
         bridge: AsgiBridge,
         websocket: WebSocketHandler,
         *,
@@ -51,6 +51,7 @@ class HttpServer:
         self._port = port
         self._allowed = {name.lower().encode() for name in allowed_hosts} or _LOOPBACK | {_host_of(host)}
         self._approved: set[bytes] = set()
+        self._start_soon: StartSoon
         self._listeners: list[trio.SocketListener] = []
         self._accepting = trio.CancelScope()
         self._connections: set[Connection] = set()
@@ -71,6 +72,7 @@ class HttpServer:
     async def run(self) -> None:
         """Accept until `stop`, then until the connections in hand are done. Cancel it to cut them."""
         async with trio.open_nursery() as connections:
+            self._start_soon = connections.start_soon
             with self._accepting:
                 await trio.serve_listeners(self._serve, self._listeners, handler_nursery=connections)
 
@@ -98,7 +100,7 @@ class HttpServer:
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         """One connection ends only itself, whatever goes wrong in it."""
-        connection = Connection(stream, self, self._handle, self._upgrade)
+        connection = Connection(stream, self, self, self._start_soon)
         self._connections.add(connection)
         try:
             await connection.run()
@@ -106,26 +108,42 @@ class HttpServer:
             log.exception("connection failed")
         finally:
             self._connections.discard(connection)
-            with suppress(trio.BrokenResourceError, OSError):
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError):
                 await _linger_close(stream)
 
-    async def _handle(self, request: Request, connection: Connection) -> bytes:  # noqa: ARG002
+    # --- adapters.http.connection.Handlers
+
+    def ingest(self, request: Request, reply: Reply) -> bool:
+        """The hot path."""
+        if ingest.PATH not in (request.target, request.path):
+            return False
         try:
-            if ingest.PATH in (request.target, request.path):
-                return await self._ingest(request)
+            self._ingest(request, reply)
+        except Exception:
+            log.exception("ingest failed")
+            reply(_internal(request))
+        return True
+
+    async def other(self, request: Request) -> bytes:
+        """The Starlette application's routes."""
+        try:
             return await self._bridge(request, ("", 0), self._server)
         except Exception:
             log.exception(
                 "request failed", method=request.method.decode("latin-1"), path=request.path.decode("latin-1")
             )
-            return error(500, "internal", "a fault of ours; it is in the log", keep_alive=request.keep_alive)
+            return _internal(request)
 
-    async def _upgrade(self, request: Request, rest: bytes, stream: trio.SocketStream) -> None:
+    async def upgrade(self, request: Request, rest: bytes, stream: trio.SocketStream) -> None:
         """Hand a connection over to the WebSocket; only a body-less GET on the stream's path may."""
         wanted = (request.header(b"upgrade") or b"").lower()
         if request.method != b"GET" or request.path != STREAM_PATH or wanted != b"websocket" or request.body:
             raise Refusal(400, "bad_upgrade", f"only {STREAM_PATH.decode()} upgrades, by GET, and only to websocket")
         await self._websocket(request, rest, stream)
+
+
+def _internal(request: Request) -> bytes:
+    return error(500, "internal", "a fault of ours; it is in the log", keep_alive=request.keep_alive)
 
 
 async def _linger_close(stream: trio.SocketStream) -> None:

@@ -24,7 +24,8 @@ def shared_daemon(shared_database: Database) -> Iterator[Daemon]:
     """A daemon that must still be well, and stop cleanly, when the module's last test is done."""
     base = Path(tempfile.mkdtemp(prefix="classpulse-test-"))
     base.chmod(0o755)
-    daemon = Daemon(base / "data", dsn=shared_database.dsn)
+    # Many tests wait for their row: a short interval is all that makes them quick.
+    daemon = Daemon(base / "data", dsn=shared_database.dsn, settings={"POSTGRES__FLUSH_INTERVAL_MS": "20"})
     try:
         daemon.start()
         yield daemon

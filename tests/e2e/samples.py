@@ -19,12 +19,12 @@ def now() -> str:
     return written(datetime.now(UTC))
 
 
-def activity(user_id: str = "alice", **fields: Any) -> dict[str, Any]:
+def activity(user_id: str = "alice", /, **fields: Any) -> dict[str, Any]:
     """The least that an event needs, plus an id."""
     return {"event_id": str(uuid4()), "event_type": "lesson_liked", "user_id": user_id, **fields}
 
 
-def run(user_id: str = "alice", **fields: Any) -> dict[str, Any]:
+def run(user_id: str = "alice", /, **fields: Any) -> dict[str, Any]:
     """A cell that ran, now, without an error."""
     cell = {"notebook_path": "intro.ipynb", "session_id": "s1", "cell_index": 0, "cell_type": "code"}
     return activity(
@@ -32,5 +32,5 @@ def run(user_id: str = "alice", **fields: Any) -> dict[str, Any]:
     )
 
 
-def failed_run(user_id: str = "alice", **fields: Any) -> dict[str, Any]:
+def failed_run(user_id: str = "alice", /, **fields: Any) -> dict[str, Any]:
     return run(user_id, **{"has_error": True, "error_message": "ValueError: no", **fields})
