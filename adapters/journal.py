@@ -137,6 +137,8 @@ class SqliteJournal:
         if not meta:
             meta = {"format": _FORMAT, "id": uuid4().hex, "key": secrets.token_hex(16), "trimmed_to": "0"}
             self._db.executemany("insert into meta values (?, ?)", meta.items())
+        if not meta.keys() >= {"format", "id", "key", "trimmed_to"}:
+            raise StartError(f"journal: {self._path} is not a journal; move it away to start a new one")
         if meta["format"] != _FORMAT:
             raise StartError(
                 f"journal: {self._path} has format {meta['format']}, this version reads {_FORMAT}: upgrade classpulse"
@@ -262,6 +264,7 @@ class SqliteJournal:
                 continue
             batch = self._batches.popleft()
             self._committing = [batch]
+            ended = [batch]
             received_at = self._clock()
             first_seq = self.last_seq + 1
             try:
@@ -269,21 +272,30 @@ class SqliteJournal:
             except sqlite3.Error as error:
                 self._commit_fault = f"the journal cannot commit: {error}"
                 log.warning("commit failed", error=str(error), events=len(batch.events), path=str(self._path))
-                batch.error = UnavailableError(self._commit_fault, retry_after_s=5)
+                # A refusal means that nothing was kept. What waits may share a request with what failed: it goes too.
+                ended += self._batches
+                self._batches.clear()
+                for lost in ended:
+                    lost.error = UnavailableError(self._commit_fault, retry_after_s=5)
             else:
                 self._commit_fault = None
                 self.last_seq += len(batch.events)
                 self.payload_bytes += size
                 self._window.add(received_at, batch.digests)
+            self._committing = []
+            self._forget(ended)
+            if batch.error is None:
+                await sink(Commit(first_seq, received_at, batch.events))
+            for waiter in [waiter for batch in ended for waiter in batch.waiters]:
+                errors = [waited.error for waited in waiter.batches if waited.error is not None]
+                waiter.settle(errors[0] if errors else waiter.fresh)
+
+    def _forget(self, ended: list[_Batch]) -> None:
+        """These batches wait no longer."""
+        for batch in ended:
             self._queued -= len(batch.events)
             for value in batch.digests:
                 del self._pending[value]
-            self._committing = []
-            if batch.error is None:
-                await sink(Commit(first_seq, received_at, batch.events))
-            for waiter in batch.waiters:
-                errors = [waited.error for waited in waiter.batches if waited.error is not None]
-                waiter.settle(errors[0] if errors else waiter.fresh)
 
     def finish(self) -> None:
         """Let `run` return once all that was appended is committed."""
@@ -311,9 +323,11 @@ class SqliteJournal:
         commits: list[Commit] = []
         events = size = 0
         rows = self._reader.execute(
-            "select first_seq, received_at, payload from commits where first_seq > ? and first_seq <= ? "
+            "select first_seq, received_at, payload from commits where last_seq > ? and first_seq <= ? "
+            # A store's snapshots may end within a commit: then it begins with the commit that holds the next event.
+            "and first_seq >= coalesce((select max(first_seq) from commits where first_seq <= ? + 1), 0) "
             "order by first_seq",
-            (after, upto),
+            (after, upto, after),
         )
         for first_seq, received_at, payload in rows:
             commits.append(Commit(first_seq, received_at, self._decode(payload)))

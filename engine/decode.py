@@ -176,7 +176,7 @@ def _time(raw: Any) -> int:
             raise _InvalidError(
                 "expected RFC 3339 with a zone, such as 2026-11-23T14:53:51.830Z, or epoch ms"
             ) from None
-    if (type(raw) is not int and type(raw) is not float) or not isfinite(raw):
+    if type(raw) is not int and (type(raw) is not float or not isfinite(raw)):
         _expected("RFC 3339 with a zone or epoch ms", raw)
     return int(raw)
 
@@ -364,16 +364,16 @@ def _event(item: Any, received_at: int) -> Event:
 
 
 def _take(source: dict[str, Any], values: dict[str, Any]) -> None:
-    """Check every known field of ``source`` into ``values``, the strongest spelling winning."""
-    ranks: dict[str, int] = {}
+    """Check the known fields of ``source`` into ``values``. Of a field's spellings only the strongest is looked at."""
+    strongest: dict[str, tuple[int, Any, Check]] = {}
     for spelling, raw in source.items():
         field = _SPELLINGS.get(spelling)
         if field is None or raw is None:
             continue
         name, rank, check = field
-        if name in ranks and ranks[name] < rank:
-            continue
-        ranks[name] = rank
+        if name not in strongest or rank < strongest[name][0]:
+            strongest[name] = (rank, raw, check)
+    for name, (_, raw, check) in strongest.items():
         try:
             values[name] = check(raw)
         except _InvalidError as error:

@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.leftovers import stop_leftover_servers
-from tests.e2e.postgres_server import Database, PostgresServer
+# Helpers assert too; told so before they are imported, pytest explains their failures.
+for _helper in ("api", "daemon", "player", "postgres_server", "reckoning", "stored", "subscriber", "waiting", "wire"):
+    pytest.register_assert_rewrite(f"tests.e2e.{_helper}")
+
+from tests.e2e.leftovers import stop_leftover_servers  # noqa: E402
+from tests.e2e.postgres_server import Database, PostgresServer  # noqa: E402
 
 
 @pytest.fixture

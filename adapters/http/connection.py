@@ -2,15 +2,14 @@
 
 What httptools leaves to us: the size of the head, missing or double ``Host``, and upgrades, on which it always raises.
 
-The loop reads and writes the socket itself where the stream's ways would cost a second system call or task switch a
-request (docs/performance.md): it waits until the socket is readable and then reads, and an answer is written at once
-by whoever has it. The stream does what is rare: a peer that does not read, and the hand-over to a WebSocket.
+A connection has a task, which owns the stream. What needs no waiting is done for it by the poller: read, parse, take
+events, and later write the receipt from where the commit ends. The task wakes for what may take time: queries, a peer
+that reads slowly, the hand-over to a WebSocket, the end.
 """
 
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol
 
 import httptools
 import structlog
@@ -18,6 +17,7 @@ import trio
 
 from .ingest import Reply
 from .messages import CORS, Headers, Request, error
+from .poller import Poller
 
 # Bytes asked of the socket at once: a batch of 1000 events is 10 to 20 of these.
 _RECEIVE_BYTES: Final = 65_536
@@ -48,10 +48,6 @@ class Handlers(Protocol):
         """Take the connection over. Raises Refusal."""
 
 
-# Runs a rare, slow send beside the connection's own task.
-StartSoon: TypeAlias = Callable[[Callable[[], Awaitable[None]]], None]
-
-
 class Refusal(Exception):  # noqa: N818 - an answer, not a failure
     """The connection ends with this answer: what follows on it cannot be trusted."""
 
@@ -61,115 +57,170 @@ class Refusal(Exception):  # noqa: N818 - an answer, not a failure
 
 
 class Connection:
-    """Reads requests off a stream, in order; each has its answer before the next is begun."""
+    """Takes requests off a stream, in order; each has its answer before the next is begun."""
 
-    def __init__(self, stream: trio.SocketStream, limits: Limits, handlers: Handlers, start_soon: StartSoon) -> None:
+    def __init__(self, stream: trio.SocketStream, poller: Poller, limits: Limits, handlers: Handlers) -> None:
         self._stream = stream
         self._fd = stream.socket.fileno()
+        self._poller = poller
+        self._watched = False
         self._limits = limits
         self._handlers = handlers
-        self._start_soon = start_soon
         self._parser = httptools.HttpRequestParser(self)
         self._ready: deque[Request] = deque()
-        self._owed = 0  # requests whose answer is not written yet: 0 or 1
-        self._paid = trio.Event()
-        self._open = True
-        self._closing = False
-        self._scope = trio.CancelScope()
+        self._owed = False  # a request was begun whose answer is not written yet
+        self._unsent = b""  # what is left of an answer that the socket did not take
+        self._rest: bytes | None = None  # what came after the head of a request that wants to upgrade
+        self._refusal: Refusal | None = None  # said when everything before it is answered
+        self._wake = trio.Event()
+        self._closing = False  # the server stops: end when nothing is in hand
+        self._last = False  # nothing more is taken: the peer is done, or a request was its last
+        self._gone = False  # nothing can be read or written any more
         self._reset()
 
     def close_when_idle(self) -> None:
         """End after the request in hand; at once when there is none."""
         self._closing = True
-        if self._idle:
-            self._scope.cancel()
-
-    @property
-    def _idle(self) -> bool:
-        """Nothing of a request has come, and no answer is owed."""
-        return not self._begun and not self._ready and not self._owed
+        self._wake.set()
 
     async def run(self) -> None:
         """Serve until the peer closes, something is refused, or `close_when_idle`."""
-        with self._scope:
-            try:
-                while await self._serve_next():
-                    pass
-            except Refusal as refusal:
-                await self._settled()
-                await self._stream.send_all(refusal.answer)
-            except (trio.BrokenResourceError, ConnectionError):
-                pass  # the peer is gone; what it was owed it will ask for again
-        self._open = False
+        try:
+            while not self._finished:
+                self._watch()
+                await self._wake.wait()
+                self._wake = trio.Event()
+                self._unwatch()
+                await self._catch_up()
+            if self._refusal is not None and not self._gone:
+                await self._stream.send_all(self._refusal.answer)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the peer is gone; what it was owed it will ask for again
+        finally:
+            self._unwatch()
+            self._gone = True
+            del self._parser  # it and this object hold each other
 
-    async def _serve_next(self) -> bool:
-        """Read once and answer what is complete; tells whether to go on."""
-        await trio.lowlevel.wait_readable(self._fd)
+    @property
+    def _readable(self) -> bool:
+        """Whether more may be read: not past the end, and no more than one request ahead of an answer that is owed."""
+        return not (self._gone or self._last or self._refusal is not None or (self._owed and self._ready))
+
+    @property
+    def _finished(self) -> bool:
+        if self._gone or self._owed or self._ready:
+            return self._gone
+        return self._last or self._refusal is not None or (self._closing and not self._begun)
+
+    def _watch(self) -> None:
+        if not self._watched and self._readable:
+            self._poller.watch(self._fd, self._on_readable)
+            self._watched = True
+
+    def _unwatch(self) -> None:
+        if self._watched:
+            self._poller.forget(self._fd)
+            self._watched = False
+
+    # --- without waiting, in the poller's task or the commit loop's
+
+    def _on_readable(self) -> None:
+        """Read once and take what is complete, as far as that needs no waiting."""
         try:
             data = os.read(self._fd, _RECEIVE_BYTES)
+            if data:
+                self._feed(data)
+            else:
+                self._last = True  # a peer that has shut down its side may still want its answer
+            self._take()
         except BlockingIOError:
-            return True
-        if not data:
+            return
+        except OSError:
+            self._gone = True
+        except Refusal as refusal:
+            self._refusal = refusal
+        except Exception:
+            log.exception("connection failed")
+            self._gone = True
+        if not self._readable:
+            self._unwatch()
+            self._wake.set()
+
+    def _take(self) -> None:
+        """Begin requests of the hot path; wake the task for the first that is another."""
+        while self._ready and not self._owed:
+            if not self._begin(self._ready[0]):
+                self._wake.set()
+                return
+            self._ready.popleft()
+
+    def _begin(self, request: Request) -> bool:
+        """Hand a request of the hot path over; False: it is not one."""
+        alone = len(self._ready) == 1
+        if alone and (self._closing or self._last):
+            request.keep_alive = False
+        if not request.keep_alive and not alone:
+            self._ready = deque([request])  # what was pipelined behind the last request is not answered
+        if self._rest is not None and alone:
             return False
-        rest = self._feed(data)
-        while self._ready:
-            if self._owed:  # a pipelined request waits for the answer before its own
-                await self._settled()
-            request = self._ready.popleft()
-            if rest is not None and not self._ready:
-                await self._handlers.upgrade(request, rest, self._stream)
-                return False
-            if self._closing:
-                request.keep_alive = False
-            self._owed = 1
-            if not self._handlers.ingest(request, self._reply):
-                self._reply(await self._handlers.other(request))
-            if not request.keep_alive:
-                await self._settled()
-                return False
-        return not (self._closing and self._idle)
+        self._owed = True
+        if not self._handlers.ingest(request, self._reply):
+            self._owed = False
+            return False
+        self._last = self._last or not request.keep_alive
+        return True
 
     def _reply(self, data: bytes) -> None:
         """Write the owed answer: at once where the socket takes it, which it nearly always does."""
-        if not self._open:
+        if self._gone:
             return
         try:
             sent = os.write(self._fd, data)
         except BlockingIOError:
             sent = 0
-        except OSError:  # the peer is gone; the reading side will see it too
-            self._scope.cancel()
+        except OSError:
+            self._gone = True
+            self._wake.set()
             return
-        if sent == len(data):
-            self._settle()
-        else:
-            self._start_soon(lambda: self._send_rest(data[sent:]))
+        if sent < len(data):
+            self._unsent = data[sent:]
+            self._wake.set()
+            return
+        self._owed = False
+        if self._ready or self._finished:
+            self._wake.set()
 
-    async def _send_rest(self, data: bytes) -> None:
-        try:
-            await self._stream.send_all(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            self._scope.cancel()
-        self._settle()
+    # --- in the connection's own task
 
-    def _settle(self) -> None:
-        self._owed = 0
-        self._paid.set()
-        if self._closing and self._idle:
-            self._scope.cancel()
+    async def _catch_up(self) -> None:
+        """Do what could not be done in passing: the rest of an answer, and requests that are not of the hot path."""
+        if self._unsent:
+            unsent, self._unsent = self._unsent, b""
+            await self._stream.send_all(unsent)
+            self._owed = False
+        while self._ready and not self._owed and not self._gone:
+            request = self._ready[0]
+            if self._begin(request):
+                self._ready.popleft()
+                continue
+            if self._rest is not None and len(self._ready) == 1:
+                try:
+                    await self._handlers.upgrade(request, self._rest, self._stream)
+                except Refusal as refusal:
+                    self._refusal = refusal
+                else:
+                    self._gone = True
+            else:
+                await self._stream.send_all(await self._handlers.other(request))
+                self._last = self._last or not request.keep_alive
+            self._ready.popleft()
 
-    async def _settled(self) -> None:
-        """Wait until no answer is owed."""
-        while self._owed:
-            self._paid = trio.Event()
-            await self._paid.wait()
-
-    def _feed(self, data: bytes) -> bytes | None:
-        """Parse; returns None, or what came after the head of a request that wants to upgrade."""
+    def _feed(self, data: bytes) -> None:
+        """Parse what was read into `_ready`, or raise Refusal."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            return data[upgrade.args[0] :]
+            self._rest = data[upgrade.args[0] :]
         except httptools.HttpParserCallbackError as wrapped:
             if isinstance(wrapped.__context__, Refusal):
                 raise wrapped.__context__ from None
@@ -179,7 +230,6 @@ class Connection:
         if self._begun and not self._head_complete:
             self._size += len(data)
             self._check_head()
-        return None
 
     # --- httptools callbacks
 

@@ -13,9 +13,10 @@ from engine.errors import StartError
 
 from . import ingest
 from .asgi import AsgiBridge
-from .connection import Connection, Refusal, StartSoon
+from .connection import Connection, Refusal
 from .ingest import Ingest, Reply
 from .messages import Request, error
+from .poller import Poller
 
 STREAM_PATH: Final = b"/api/v1/stream"
 # Connections that may wait to be accepted. 5,000 students' clients reconnecting after a restart fit.
@@ -51,7 +52,7 @@ class HttpServer:
         self._port = port
         self._allowed = {name.lower().encode() for name in allowed_hosts} or _LOOPBACK | {_host_of(host)}
         self._approved: set[bytes] = set()
-        self._start_soon: StartSoon
+        self._poller = Poller()
         self._listeners: list[trio.SocketListener] = []
         self._accepting = trio.CancelScope()
         self._connections: set[Connection] = set()
@@ -71,10 +72,12 @@ class HttpServer:
 
     async def run(self) -> None:
         """Accept until `stop`, then until the connections in hand are done. Cancel it to cut them."""
-        async with trio.open_nursery() as connections:
-            self._start_soon = connections.start_soon
-            with self._accepting:
-                await trio.serve_listeners(self._serve, self._listeners, handler_nursery=connections)
+        async with trio.open_nursery() as polling:
+            polling.start_soon(self._poller.run)
+            async with trio.open_nursery() as connections:
+                with self._accepting:
+                    await trio.serve_listeners(self._serve, self._listeners, handler_nursery=connections)
+            polling.cancel_scope.cancel()
 
     def stop(self) -> None:
         """No new connections; each one ends after the request in hand."""
@@ -100,7 +103,7 @@ class HttpServer:
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         """One connection ends only itself, whatever goes wrong in it."""
-        connection = Connection(stream, self, self, self._start_soon)
+        connection = Connection(stream, self._poller, self, self)
         self._connections.add(connection)
         try:
             await connection.run()

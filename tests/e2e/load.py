@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Final, Self
@@ -18,6 +19,7 @@ from tests.e2e.wire import Answer, Connection, Disconnected
 # The real client gives up on an answer after this long.
 PATIENCE_S: Final = 8
 RETRY_AFTER_S: Final = 0.05
+CROWD_BATCH: Final = 300  # events, at most
 NOTEBOOKS: Final = ("one.ipynb", "zwei.ipynb")
 TYPES: Final = (
     *["cell_executed"] * 8,
@@ -42,20 +44,26 @@ class Refusal:
 class Load:
     """``async with Load(daemon, seed=1) as load:`` runs students until ``finish`` or the end of the block.
 
+    A ``crowd`` of more students posts through one connection, as behind a hub that gathers their events: so many that
+    not all of them can be stored in one flush.
+
     ``finish`` lets each one get its last batch acknowledged; the end of the block just stops them. A daemon that is
     away is waited for, however long that takes.
     """
 
-    def __init__(self, daemon: HasPort, *, seed: int, users: int = 20, pause_s: float = 0.05) -> None:
+    def __init__(self, daemon: HasPort, *, seed: int, users: int = 20, crowd: int = 0, pause_s: float = 0.05) -> None:
         self.acknowledged: dict[str, dict[str, Any]] = {}
         self.requests = 0
         self.refusals: list[Refusal] = []
         self.faults: list[str] = []
         self._daemon = daemon
         self._students = [
-            Student(f"student{number:02}@example.com", random.Random(f"{seed}/{number}"), named_sessions=number > 0)
+            Student([f"student{number:02}@example.com"], random.Random(f"{seed}/{number}"), named_sessions=number > 0)
             for number in range(users)
         ]
+        if crowd:
+            names = [f"crowd{number:04}" for number in range(crowd)]
+            self._students.append(Student(names, random.Random(f"{seed}/crowd"), most=CROWD_BATCH))
         self._pause_s = pause_s
         self._finishing = False
         self._nursery_manager = trio.open_nursery()
@@ -149,17 +157,20 @@ class Load:
 
 
 class Student:
-    """Makes batches of 1 to 5 events: out of order in time, over two notebooks and sessions, some of them repeated."""
+    """Makes batches of events: out of order in time, over two notebooks and sessions, some of them repeated."""
 
-    def __init__(self, user_id: str, source: random.Random, *, named_sessions: bool) -> None:
-        self.user_id = user_id
+    def __init__(
+        self, names: Sequence[str], source: random.Random, *, named_sessions: bool = True, most: int = 5
+    ) -> None:
         self.random = source
         self.sent: set[str] = set()
+        self._names = names
         self._named_sessions = named_sessions
+        self._most = most
         self._made: list[dict[str, Any]] = []
 
     def batch(self) -> list[dict[str, Any]]:
-        return [self._event() for _ in range(self.random.randint(1, 5))]
+        return [self._event() for _ in range(self.random.randint(1, self._most))]
 
     def _event(self) -> dict[str, Any]:
         if self._made and self.random.random() < 0.05:
@@ -169,7 +180,7 @@ class Student:
             "event_id": str(UUID(int=self.random.getrandbits(128), version=4)),
             "event_type": self.random.choice(TYPES),
             "timestamp": written(time),
-            "user_id": self.user_id,
+            "user_id": self.random.choice(self._names),
             "notebook_path": self.random.choice(NOTEBOOKS),
         }
         if self._named_sessions:

@@ -17,6 +17,8 @@ from tests.e2e.reckoning import check_counters, check_rows
 KILLS = int(os.environ.get("CLASSPULSE_KILLS", "4"))
 # How long the daemon lives after it is ready: from in the middle of its recovery to some flushes and trims later.
 LIFE_S = (0.0, 2.0)
+# More students than one flush takes the states of, so that some states are stored ahead of others.
+CROWD = 1500
 # Some kills hit the start itself.
 KILLED_AT_START = 0.25
 STARTING_S = (0.0, 1.5)
@@ -29,7 +31,7 @@ async def test_nothing_is_lost_or_counted_twice(database, data_dir):
     moments = random.Random(seed)
     daemon = await in_thread(Daemon(data_dir, dsn=database.dsn).start)
     try:
-        async with Load(daemon, seed=seed) as load:
+        async with Load(daemon, seed=seed, crowd=CROWD) as load:
             for _ in range(KILLS):
                 await trio.sleep(moments.uniform(*LIFE_S))
                 await in_thread(daemon.kill)
