@@ -49,8 +49,9 @@ _MAX_QUEUED_EVENTS: Final = 50_000
 _DISK_CHECK_S: Final = 1.0
 # Payload that one `read` may bring into memory.
 _MAX_READ_BYTES: Final = 8 * 1024 * 1024
-# WAL pages (4 KiB) before a checkpoint; larger than SQLite's 1000 so that under load it comes every few seconds.
-_CHECKPOINT_PAGES: Final = 4000
+# WAL pages (4 KiB) after which a commit itself checkpoints. Trims have done most of it in the background by then, so
+# what is left is short: done whole in line, 16 MB stalled the commits for 100 ms (docs/performance.md).
+_CHECKPOINT_PAGES: Final = 16_000
 # Commits that one trim removes, so that it stays short: it runs in line with the commits.
 _TRIM_COMMITS: Final = 500
 
@@ -289,6 +290,7 @@ class SqliteJournal:
             for waiter in [waiter for batch in ended for waiter in batch.waiters]:
                 errors = [waited.error for waited in waiter.batches if waited.error is not None]
                 waiter.settle(errors[0] if errors else waiter.fresh)
+            batch.waiters.clear()  # they hold the batch: a cycle, and so work for the collector, for every event
 
     def _forget(self, ended: list[_Batch]) -> None:
         """These batches wait no longer."""
@@ -347,6 +349,10 @@ class SqliteJournal:
         more = True
         while more:
             more = await trio.to_thread.run_sync(self._trim, offsets, floor, limiter=self._limiter)
+        # Passive: it copies what it can from the WAL into the database and never makes a commit wait.
+        await trio.to_thread.run_sync(
+            self._reader.execute, "pragma wal_checkpoint(passive)", limiter=self._read_limiter
+        )
 
     def _trim(self, offsets: dict[str, int], floor: int) -> bool:
         """In the worker thread: trim some commits; tells whether more are left."""

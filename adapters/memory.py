@@ -160,7 +160,7 @@ class MemoryStore:
         }
         if rows.keys() & self.rows.keys():
             raise StoreUnavailableError("memory: rows are there already")
-        self._offsets[flush.journal_id] = StoredOffsets(flush.upto, max(stored.snapshots, flush.snapshot_floor))
+        self._offsets[flush.journal_id] = StoredOffsets(flush.upto, flush.snapshot_floor)
         self.rows |= rows
         for snapshot in flush.snapshots:
             self._put(snapshot)

@@ -126,9 +126,14 @@ class Help(msgspec.Struct, array_like=True):
         if self.resolved is None or order > self.resolved:
             insort(self.requests, order)
             while len(self.requests) > MAX_REQUESTS:
-                oldest = self.requests.pop(0)[0]
-                joined = self.requests[0][0] - oldest <= HELP_LAPSE_MS
-                self.began = (oldest if self.began is None else self.began) if joined else None
+                oldest = self.requests.pop(0)
+                if self.began is not None and oldest == order:  # late: those around it have left before
+                    if self.began - oldest[0] <= HELP_LAPSE_MS:
+                        self.began = min(self.began, oldest[0])
+                elif self.requests[0][0] - oldest[0] > HELP_LAPSE_MS:
+                    self.began = None
+                elif self.began is None:
+                    self.began = oldest[0]
 
     def resolve(self, order: Order) -> None:
         """Fold in the end of a call for help."""

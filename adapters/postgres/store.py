@@ -194,7 +194,9 @@ class PostgresStore:
             "$7::bigint[], $8::text[]) on conflict (id) do update set cell_count = excluded.cell_count, "
             "highest_cell_index = excluded.highest_cell_index, given_cell_count = excluded.given_cell_count, "
             "given_at_ms = excluded.given_at_ms, given_by = excluded.given_by "
-            "where excluded.highest_cell_index >= notebooks.highest_cell_index",
+            # Totals only grow; those of a notebook that a session made known say nothing.
+            "where excluded.highest_cell_index >= notebooks.highest_cell_index "
+            "and (excluded.given_at_ms is not null or notebooks.given_at_ms is null)",
             [notebook_uuid(*key) for key in totals],
             [class_id for class_id, _ in totals],
             [path for _, path in totals],

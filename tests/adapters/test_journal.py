@@ -211,10 +211,9 @@ async def test_one_commit_is_bounded(start):
 
 async def test_more_waiting_than_the_disk_can_take_is_refused(start):
     journal = start()
-    receipts = []
+    receipts = [append(journal, *(event(named=False) for _ in range(1000))) for _ in range(50)]
     with pytest.raises(UnavailableError, match="wait for the disk"):
-        for _ in range(60):
-            receipts.append(append(journal, *(event(named=False) for _ in range(1000))))
+        append(journal, event())
     for receipt in receipts:
         assert not isinstance(await receipt.outcome(), UnavailableError)
     assert await kept(journal, event()) == [True]

@@ -168,7 +168,7 @@ async def test_what_is_queued_at_the_end_is_committed(journal):
 
 
 async def four_commits(journal):
-    """1–2, 3–4, 5–6, 7–8."""
+    """Of seqs 1 and 2, 3 and 4, 5 and 6, 7 and 8."""
     for _ in range(4):
         await kept(journal, event(), event())
 

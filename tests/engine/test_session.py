@@ -100,7 +100,6 @@ def play(pipeline: Pipeline, events: list[Event], steps: list[tuple[Any, ...]]) 
             case ("deliver", indexes):
                 pipeline.deliver([events[index % len(events)] for index in indexes])
             case ("flush", limit, outcome):
-                pipeline.settle()
                 pipeline.flush(limit=limit, committed=outcome != "lost", answered=outcome == "stored")
             case ("crash", store_away):
                 pipeline.crash()

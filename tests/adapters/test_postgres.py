@@ -1,0 +1,404 @@
+"""PostgreSQL, a real one: what only a database server can do."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import pytest
+import trio
+
+from adapters.asyncio_bridge import Connection, open_loop
+from adapters.postgres.migrations import migrate, migrations
+from adapters.postgres.partitions import PARTITIONED
+from adapters.postgres.probe import migrate_database, server_version
+from adapters.postgres.queries import PostgresQueries
+from adapters.postgres.store import PostgresStore
+from engine.cohort import NotebookTotals
+from engine.errors import StoreRefusedError, StoreUnavailableError
+from engine.ports import DeadLetter
+from tests.adapters.events import DAY, NOW, event, run
+from tests.adapters.flushes import Feed, Student, make_store, opened
+from tests.e2e.postgres_server import Database, free_port
+
+
+@pytest.fixture(autouse=True)
+async def loop():
+    async with open_loop():
+        yield
+
+
+@pytest.fixture
+def store(database):
+    return make_store(database)
+
+
+@pytest.fixture
+def feed():
+    return Feed()
+
+
+# --- migrations
+
+
+async def test_migrating_again_changes_nothing(database):
+    assert await migrate_database(database.dsn) == len(migrations())
+    before = await database.query("select * from schema_migrations")
+    assert await migrate_database(database.dsn) == len(migrations())
+    assert await database.query("select * from schema_migrations") == before
+    assert [row["version"] for row in before] == list(range(1, len(migrations()) + 1))
+
+
+async def test_two_that_migrate_at_once_both_succeed(database):
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(migrate_database, database.dsn)
+    assert await database.value("select count(*) from schema_migrations") == len(migrations())
+
+
+async def test_an_edited_migration_is_refused(database, store):
+    await migrate_database(database.dsn)
+    connection = await Connection.connect(database.dsn)
+    await connection.execute("update schema_migrations set checksum = 'edited'")
+    await connection.close()
+    with pytest.raises(StoreRefusedError, match=r"0001 .*checksum"):
+        await store.open()
+
+
+async def test_a_newer_schema_is_refused(database, store):
+    await migrate_database(database.dsn)
+    connection = await Connection.connect(database.dsn)
+    await connection.execute("insert into schema_migrations values (9999, 'future', 'x')")
+    await connection.close()
+    with pytest.raises(StoreRefusedError, match="9999.*upgrade"):
+        await store.open()
+    with pytest.raises(StoreRefusedError, match="9999.*upgrade"):
+        await migrate_database(database.dsn)
+
+
+async def test_without_leave_to_migrate_an_old_schema_is_refused_and_a_current_one_is_not(database):
+    store = make_store(database, apply_migrations=False)
+    with pytest.raises(StoreRefusedError, match="classpulse migrate"):
+        await store.open()
+    assert await database.value("select to_regclass('users') is null")
+    await migrate_database(database.dsn)
+    async with opened(store):
+        await store.ping()
+
+
+async def test_a_migration_that_fails_leaves_nothing_of_itself(database, monkeypatch):
+    broken = migrations()[0]._replace(version=9000, name="broken", sql="create table half (a int); select 1 / 0;")
+    monkeypatch.setattr("adapters.postgres.migrations.migrations", lambda: [broken])
+    connection = await Connection.connect(database.dsn)
+    with pytest.raises(StoreUnavailableError, match="zero"):
+        await migrate(connection, apply=True)
+    await connection.close()
+    assert await database.value("select to_regclass('half') is null")
+    assert await database.value("select count(*) from schema_migrations") == 0
+
+
+async def test_the_probe_tells_the_version(database):
+    assert (await server_version(database.dsn)).startswith("PostgreSQL 18")
+
+
+# --- partitions
+
+
+def month(days: int) -> str:
+    return datetime.fromtimestamp((NOW + days * DAY) / 1000, UTC).strftime("%Y_%m")
+
+
+async def partitions(database: Database, table: str) -> set[str]:
+    rows = await database.query(
+        f"select inhrelid::regclass::text as name from pg_inherits where inhparent = '{table}'::regclass"
+    )
+    return {row["name"].removeprefix(f"{table}_") for row in rows}
+
+
+async def test_months_are_made_around_now_and_only_those(database, store):
+    async with opened(store):
+        for table in PARTITIONED:
+            wanted = {month(days) for days in range(-31, 32)}
+            assert await partitions(database, table) == wanted | {"default"}
+
+
+async def test_the_next_month_is_made_while_it_runs(database, store):
+    async with opened(store):
+        store._clock = lambda: NOW + 40 * DAY
+        await store.write(Feed().flush(event()))
+        assert month(68) in await partitions(database, "cell_executions")
+
+
+async def test_old_events_fall_into_their_month_and_default_stays_empty(database, store, feed):
+    students = [Student(f"u{days}") for days in range(31)]
+    for days, student in enumerate(students):
+        student.apply(run(student.state.user_id, time=NOW - days * DAY))
+    async with opened(store):
+        await store.write(
+            feed.flush(
+                *(run(time=NOW - days * DAY) for days in range(31)),
+                *(event(time=NOW - days * DAY) for days in range(31)),
+                snapshots=[student.snapshot() for student in students],
+            )
+        )
+    for table in PARTITIONED:
+        assert await database.value(f"select count(*) from {table}") == 31
+        assert await database.value(f"select count(*) from {table}_default") == 0
+    assert await database.value(f"select count(*) from cell_executions_{month(-30)}") > 0
+
+
+async def test_a_month_far_off_is_made_before_its_first_row(database, store, feed):
+    """The edge bounds an event's age, but a session may have begun long before."""
+    student = Student().apply(run(time=NOW - 400 * DAY))
+    async with opened(store):
+        await store.write(feed.flush(snapshots=[student.snapshot()]))
+    assert await database.value("select count(*) from learning_sessions_default") == 0
+
+
+# --- who may use it
+
+
+async def test_a_second_daemon_is_refused_until_the_first_has_gone(database, store, monkeypatch):
+    monkeypatch.setattr("adapters.postgres.store._LOCK_PATIENCE_S", 0.3)
+    other = make_store(database)
+    async with opened(store):
+        with pytest.raises(StoreRefusedError, match="in use by another classpulse"):
+            await other.open()
+        await store.ping()
+    async with opened(other):
+        await other.ping()
+
+
+async def test_a_second_daemon_waits_for_one_that_is_just_leaving(database, store):
+    other = make_store(database)
+    async with trio.open_nursery() as nursery, opened(other):
+        nursery.start_soon(store.open)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert store._writer is None
+        await other.close()
+    await store.ping()
+    await store.close()
+
+
+@pytest.fixture
+def guarded(postgres, database) -> Iterator[str]:
+    """A role with a password; the test server trusts everybody else."""
+    file = postgres._base / "data" / "pg_hba.conf"
+    trust = file.read_text()
+    postgres.execute("create role guarded login password 'right'")
+    file.write_text(f"host all guarded all scram-sha-256\n{trust}")
+    postgres.execute("select pg_reload_conf()")
+    yield database.dsn.replace("postgres@", "guarded:%s@")
+    file.write_text(trust)
+    postgres.execute("select pg_reload_conf()")
+    postgres.execute("drop role guarded")
+
+
+async def test_a_wrong_password_is_refused_and_not_shown(guarded):
+    assert (await server_version(guarded % "right")).startswith("PostgreSQL")
+    store = PostgresStore(lambda: guarded % "s3cret", apply_migrations=True, clock=lambda: NOW)
+    with pytest.raises(StoreRefusedError, match="password") as refused:
+        await store.open()
+    assert "s3cret" not in str(refused.value)
+
+
+async def test_a_role_that_may_not_migrate_is_refused(guarded):
+    store = PostgresStore(lambda: guarded % "right", apply_migrations=True, clock=lambda: NOW)
+    with pytest.raises(StoreRefusedError, match="permission denied"):
+        await store.open()
+
+
+async def test_a_database_that_is_not_there_is_refused(postgres):
+    store = PostgresStore(lambda: postgres.dsn("nowhere"), apply_migrations=True, clock=lambda: NOW)
+    with pytest.raises(StoreRefusedError, match="nowhere"):
+        await store.open()
+
+
+async def test_a_server_that_is_away_is_unavailable():
+    dsn = f"postgresql://ann:s3cret@127.0.0.1:{free_port()}/x"
+    store = PostgresStore(lambda: dsn, apply_migrations=True, clock=lambda: NOW)
+    queries = PostgresQueries(lambda: dsn)
+    for call in (store.open, store.ping, lambda: queries.user_sessions("ann", "default", None, 10, None)):
+        with pytest.raises(StoreUnavailableError) as away:
+            await call()
+        assert "s3cret" not in str(away.value)
+
+
+async def test_while_nobody_knows_where_it_is_it_is_unavailable():
+    def dsn() -> str:
+        raise StoreUnavailableError("not up yet")
+
+    store = PostgresStore(dsn, apply_migrations=True, clock=lambda: NOW)
+    with pytest.raises(StoreUnavailableError, match="not up yet"):
+        await store.open()
+
+
+# --- connections that are lost
+
+
+def terminate(database: Database) -> None:
+    """End every session of ours, as an administrator would."""
+    database.server.execute(f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{database.name}'")
+
+
+async def test_a_connection_that_was_killed_is_told_and_made_again(database, store, feed):
+    async with opened(store):
+        await store.write(feed.flush(run()))
+        await store.ping()
+        await trio.to_thread.run_sync(terminate, database)
+        lost = feed.flush(run())
+        with pytest.raises(StoreUnavailableError):
+            await store.write(lost)
+        with pytest.raises(StoreUnavailableError):
+            await store.write(lost)  # still: only `open` makes a new one
+        await store.open()
+        await store.write(lost)
+        assert await database.value("select count(*) from cell_executions") == 2
+
+
+async def test_reads_come_back_by_themselves(database, store):
+    queries = PostgresQueries(lambda: database.dsn)
+    async with opened(store):
+        await store.ping()
+        await queries.user_sessions("ann", "default", None, 10, None)
+        await trio.to_thread.run_sync(terminate, database)
+        for call in (store.ping, lambda: queries.user_sessions("ann", "default", None, 10, None)):
+            with trio.fail_after(5):
+                while True:
+                    try:
+                        await call()
+                    except StoreUnavailableError:
+                        await trio.lowlevel.checkpoint()
+                    else:
+                        break
+    await queries.close()
+
+
+async def test_killed_within_a_flush_nothing_of_it_is_stored(database, store, feed):
+    """A lock makes the flush wait in its transaction, after its first statements; there it is killed."""
+    async with opened(store):
+        await store.write(feed.flush(run(), snapshots=[Student().apply(run()).snapshot()]))
+        blocker = await Connection.connect(database.dsn)
+        await blocker.execute("begin")
+        await blocker.execute("lock table session_snapshots")
+        flush = feed.flush(run(), snapshots=[Student().apply(run(), run()).snapshot()])
+        failures = []
+
+        async def write():
+            try:
+                await store.write(flush)
+            except StoreUnavailableError as error:
+                failures.append(error)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'"
+            with trio.fail_after(10):
+                while not (await blocker.fetch(waiting))[0][0]:
+                    await trio.lowlevel.checkpoint()
+            await trio.to_thread.run_sync(terminate, database)
+        assert len(failures) == 1
+        blocker.terminate()
+        await store.open()
+        assert (await store.offsets(feed.journal_id)).rows == 1
+        await store.write(flush)
+        assert await database.value("select count(*) from cell_executions") == 2
+
+
+async def test_a_cancelled_flush_is_not_stored_and_open_mends_it(database, store, feed):
+    async with opened(store):
+        blocker = await Connection.connect(database.dsn)
+        await blocker.execute("begin")
+        await blocker.execute("lock table cell_executions")
+        flush = feed.flush(run())
+        with trio.move_on_after(0.2) as scope:
+            await store.write(flush)
+        assert scope.cancelled_caught
+        await blocker.execute("rollback")
+        await blocker.close()
+        await store.open()
+        await store.write(flush)
+        assert await database.value("select count(*) from cell_executions") == 1
+
+
+# --- what text may hold
+
+AWKWARD = 'quo\'te "double" back\\slash \\N tab\t newline\n return\r \U0001f600 é \u2028 {braces} $1 %s ; -- /*'
+
+
+async def test_any_text_comes_back_as_it_went(database, store, feed):
+    given = {
+        "event_id": AWKWARD[:128], "notebook_path": f"{AWKWARD}.ipynb", "session_id": AWKWARD, "cell_id": AWKWARD,
+        "error_message": f"{AWKWARD}:{AWKWARD}", "user_name": AWKWARD, "team": AWKWARD,
+        "data": json.dumps({AWKWARD: [AWKWARD]}), "metadata": json.dumps({"m": AWKWARD}, ensure_ascii=False),
+    }  # fmt: skip
+    cell = run(AWKWARD, **given, has_error=True, cell_type="code", execution_count=1, execution_duration_ms=1.5)
+    activity = event(AWKWARD, **{**given, "notebook_path": None}, has_error=True)
+    student = Student(AWKWARD).apply(cell, activity)
+    snapshot = student.snapshot()
+    snapshot = type(snapshot)(
+        **{name: getattr(snapshot, name) for name in snapshot.__struct_fields__} | {"profile": (AWKWARD, AWKWARD)}
+    )
+    async with opened(store):
+        await store.write(
+            feed.flush(
+                cell,
+                activity,
+                snapshots=[snapshot],
+                notebooks=[("default", cell.notebook_path, NotebookTotals(0))],
+                dead_letters=[DeadLetter(1, cell, "KeyError", AWKWARD)],
+            )
+        )
+        assert [state.name[1] for state in await store.snapshots([("default", AWKWARD)])] == [AWKWARD]
+        assert [path for _, path, _ in await store.notebooks()] == [cell.notebook_path]
+    (row,) = await database.query("select * from cell_executions")
+    for name in ("event_id", "notebook_path", "session_id", "cell_id", "error_message"):
+        assert row[name] == getattr(cell, name), name
+    assert row["user_id"] == AWKWARD
+    assert row["error_class"] == AWKWARD.partition(":")[0]
+    assert row["data"] == {AWKWARD: [AWKWARD]}
+    assert row["metadata"] == {"m": AWKWARD}
+    (row,) = await database.query("select * from activity_events")
+    assert row["data"] == {
+        AWKWARD: [AWKWARD],
+        "cell_id": AWKWARD,
+        "error_message": activity.error_message,
+        "has_error": True,
+    }
+    (row,) = await database.query("select * from users")
+    assert (row["username"], row["display_name"], row["team"]) == (AWKWARD, AWKWARD, AWKWARD)
+    queries = PostgresQueries(lambda: database.dsn)
+    (session,) = await queries.user_sessions(AWKWARD, "default", cell.notebook_path, 10, None)
+    assert session.client_session == AWKWARD
+    await queries.close()
+
+
+async def test_numbers_at_the_edge_of_their_columns_are_stored(database, store, feed):
+    most = 2**31 - 1
+    async with opened(store):
+        await store.write(
+            feed.flush(
+                run(cell_index=most, execution_count=most, execution_duration_ms=1.7e308),
+                run(cell_index=0, execution_count=-(2**31), execution_duration_ms=0.0),
+                event(total_cells=most, completed_cells=0),
+                notebooks=[("default", "a.ipynb", NotebookTotals(most - 1, ((NOW, "e"), most)))],
+            )
+        )
+        assert await store.notebooks() == [("default", "a.ipynb", NotebookTotals(most - 1, ((NOW, "e"), most)))]
+    assert await database.value("select max(cell_index) from cell_executions") == most
+
+
+async def test_the_highest_index_of_all_can_be_counted(database, store, feed):
+    """`cell_index` may be 2^31 - 1, and a notebook has one cell more than its highest index."""
+    async with opened(store):
+        await store.write(feed.flush(notebooks=[("default", "a.ipynb", NotebookTotals(2**31 - 1))]))
+        assert await store.notebooks() == [("default", "a.ipynb", NotebookTotals(2**31 - 1))]
+
+
+async def test_a_profile_that_says_less_takes_nothing_away(database, store, feed):
+    async with opened(store):
+        for profile in (("Ann", "reds"), (None, None), ("Ann B", None)):
+            snapshot = Student().apply(run()).snapshot()
+            fields = {name: getattr(snapshot, name) for name in snapshot.__struct_fields__}
+            await store.write(feed.flush(snapshots=[type(snapshot)(**fields | {"profile": profile})]))
+    (row,) = await database.query("select display_name, team from users")
+    assert row == {"display_name": "Ann B", "team": "reds"}

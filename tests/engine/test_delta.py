@@ -1,0 +1,159 @@
+"""A subscriber's copy: a snapshot and every later patch make the class as it is."""
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.cohort import Cohort
+from engine.delta import ClassView, diff
+from engine.view import STATUSES, Thresholds, UserView, user_view
+from tests.engine.strategies import START, event_lists, state_of
+
+THRESHOLDS = Thresholds(180_000, 600_000, 3)
+
+
+def merged(target: Any, patch: Any) -> Any:
+    """RFC 7396, section 2."""
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(target) if isinstance(target, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            result.pop(name, None)
+        else:
+            result[name] = merged(result.get(name), value)
+    return result
+
+
+def recount(users: dict[str, UserView]) -> dict[str, Any]:
+    progress = [view["progress"] for view in users.values() if "progress" in view]
+    return {
+        "total_students": len(users),
+        **{status: sum(view["status"] == status for view in users.values()) for status in STATUSES},
+        "cell_executions": sum(view["cell_executions"] for view in users.values()),
+        "error_count": sum(view["error_count"] for view in users.values()),
+        "avg_progress": round(sum(progress) / len(progress), 4) if progress else 0.0,
+    }
+
+
+def copied(state: dict[str, Any]) -> dict[str, Any]:
+    """What a client holds: nothing of it is shared with the server."""
+    return {
+        "users": {user: dict(view) for user, view in state["users"].items()},
+        "summary": dict(state["summary"]),
+    }
+
+
+ODD_IDS = ("ana", "", "__proto__", "constructor", "a/b", "null", "users", "~1", "演習", "\U0001f600", "toString")
+_text = st.sampled_from(("a", "b"))
+views = st.fixed_dictionaries(
+    {
+        "user_id": st.just("x"),
+        "status": st.sampled_from(STATUSES),
+        "cell_executions": st.integers(0, 3),
+        "error_count": st.integers(0, 3),
+        "consecutive_errors": st.integers(0, 3),
+        "last_activity": _text,
+    },
+    optional={
+        "user_name": _text,
+        "team": _text,
+        "notebook_path": _text,
+        "cell_index": st.integers(0, 2),
+        "progress": st.integers(0, 10_000).map(lambda units: units / 10_000),
+        "session_started_at": _text,
+        "help_since": _text,
+        "stuck_since": _text,
+    },
+)
+_users = st.sampled_from(ODD_IDS)
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), _users, views),
+        st.tuples(st.just("put"), _users, views),
+        st.tuples(st.just("remove"), _users),
+        st.tuples(st.just("frame")),
+        st.tuples(st.just("join")),
+    ),
+    max_size=30,
+)
+
+
+@given(steps)
+def test_every_subscriber_ends_with_the_class_as_it_is_whenever_it_joined(taken):
+    view = ClassView()
+    clients = [copied(view.snapshot())]
+    for step in [*taken, ("frame",)]:
+        match step:
+            case ("put", user, seen):
+                view.put(user, seen)
+            case ("remove", user):
+                view.remove(user)
+            case ("join",):
+                clients.append(copied(view.snapshot()))
+            case ("frame",):
+                changes = view.take_changes()
+                clients = [merged(client, changes) for client in clients]
+                assert not view.dirty
+                assert all(client == view.snapshot() for client in clients)
+    assert all(client == copied(view.snapshot()) for client in clients)
+
+
+@given(steps)
+def test_the_summary_equals_a_recount(taken):
+    view = ClassView()
+    users: dict[str, UserView] = {}
+    for step in taken:
+        match step:
+            case ("put", user, seen):
+                view.put(user, seen)
+                users[user] = seen
+            case ("remove", user):
+                view.remove(user)
+                users.pop(user, None)
+        assert view.users == users
+        assert view.summary == recount(users)
+
+
+@given(views, views)
+def test_a_patch_turns_the_old_object_into_the_new_and_tells_only_what_changed(old, new):
+    patch = diff(old, new)
+    assert merged(old, patch) == new
+    assert all(old.get(key) != value for key, value in patch.items())
+    assert diff(new, new) == {}
+    assert diff(None, new) == new
+
+
+@given(event_lists(), event_lists())
+def test_a_student_gone_and_back_within_a_frame_leaves_nothing_of_the_old_object(before, after):
+    view = ClassView()
+    view.put("ana", user_view(state_of(before), START, THRESHOLDS, Cohort("default"))[0])
+    view.take_changes()
+    client = copied(view.snapshot())
+    view.remove("ana")
+    view.put("ana", user_view(state_of(after), START, THRESHOLDS, Cohort("default"))[0])
+    assert merged(client, view.take_changes()) == view.snapshot()
+
+
+def test_a_frame_is_due_only_when_something_changed():
+    view = ClassView()
+    seen = {"status": "active", "cell_executions": 0, "error_count": 0}
+    assert not view.dirty
+    view.put("ana", seen)
+    assert view.dirty
+    view.take_changes()
+    view.put("ana", dict(seen))
+    assert not view.dirty
+    view.remove("ben")
+    assert not view.dirty
+    view.remove("ana")
+    assert view.take_changes()["users"] == {"ana": None}
+
+
+def test_a_frame_tells_the_summary_only_where_it_changed():
+    view = ClassView()
+    view.put("ana", {"status": "active", "cell_executions": 0, "error_count": 0})
+    view.take_changes()
+    view.put("ana", {"status": "active", "cell_executions": 1, "error_count": 0})
+    assert view.take_changes() == {"users": {"ana": {"cell_executions": 1}}, "summary": {"cell_executions": 1}}
