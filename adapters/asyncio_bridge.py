@@ -111,7 +111,8 @@ def _errors(dsn: str | None = None) -> Iterator[None]:
         raise StoreRefusedError(f"PostgreSQL{where} refuses: {error}") from None
     except asyncpg.PostgresError as error:
         raise StoreUnavailableError(f"PostgreSQL{where}: {type(error).__name__}: {error}") from error
-    except (asyncpg.InterfaceError, OSError, TimeoutError) as error:
+    except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as error:
+        # asyncpg says InternalClientError when the server's last word came, and the end of the connection not yet.
         raise StoreUnavailableError(f"PostgreSQL{where} is away: {error or type(error).__name__}") from error
 
 

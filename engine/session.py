@@ -187,19 +187,25 @@ class UserState(msgspec.Struct, array_like=True):
     def apply(self, event: Event, received_at: int, idle_ms: int) -> None:
         """Fold in one event. ``idle_ms``: runs nearer than this share a session when the client names none."""
         order = (event.time, event.event_id)
-        if event.user_name is not None:
-            self.name = later(self.name, (order, event.user_name))
-        if event.team is not None:
-            self.team = later(self.team, (order, event.team))
-        self.last_event = max(self.last_event, event.time)
-        self.last_receipt = max(self.last_receipt, received_at)
+        # Spelt out rather than by `later`: this runs for every event, and most change nothing here.
+        if event.user_name is not None and (self.name is None or order > self.name[0]):
+            self.name = (order, event.user_name)
+        if event.team is not None and (self.team is None or order > self.team[0]):
+            self.team = (order, event.team)
+        if event.time > self.last_event:
+            self.last_event = event.time
+        if received_at > self.last_receipt:
+            self.last_receipt = received_at
         kind = event.event_type
         failed = event.failed
-        self.errors += failed
-        self.executions += kind == CELL_EXECUTED
+        if failed:
+            self.errors += 1
+        if kind == CELL_EXECUTED:
+            self.executions += 1
         path = event.notebook_path
         if path is not None:
-            self.current = later(self.current, (order, path))
+            if self.current is None or order > self.current[0]:
+                self.current = (order, path)
             self._apply_notebook(event, path, order, failed=failed)
         if path is not None or (event.session_id is not None and kind in (SESSION_START, SESSION_END)):
             self._apply_session(event, failed=failed, idle_ms=idle_ms)
@@ -246,12 +252,16 @@ class UserState(msgspec.Struct, array_like=True):
             # The common case, without building a part only to join it.
             session = self.sessions.get(session_key(event.session_id, event.notebook_path))
             if session is not None:
-                session.start = min(session.start, time)
-                session.end = max(session.end, time)
-                session.executions += event.event_type == CELL_EXECUTED
-                session.errors += failed
-                if ends:
-                    session.closed = max(session.closed, time)
+                if time < session.start:
+                    session.start = time
+                if time > session.end:
+                    session.end = time
+                if event.event_type == CELL_EXECUTED:
+                    session.executions += 1
+                if failed:
+                    session.errors += 1
+                if ends and time > session.closed:
+                    session.closed = time
                 return
         part = Session(
             notebook=event.notebook_path,

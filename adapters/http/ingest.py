@@ -10,7 +10,7 @@ from engine.decode import Decoded, decode_body
 from engine.errors import MalformedError, TooManyEventsError, UnavailableError
 from engine.ports import Intake
 
-from .messages import CORS, PREFLIGHT, Request, answer, error
+from .messages import CORS, PREFLIGHT, Request, answer, date_line, error
 
 PATH: Final = b"/api/v1/events"
 _JSON: Final = b"application/json"
@@ -21,9 +21,7 @@ _encode: Final = msgspec.json.Encoder().encode
 Reply: TypeAlias = Callable[[bytes], None]
 
 
-# The most frequent receipt by far: real clients send one event in an array.
 _ONE: Final = [True]
-_ONE_ACCEPTED: Final = _encode({"status": "received", "accepted": 1, "duplicates": 0, "rejected": []})
 
 
 class Ingest:
@@ -33,6 +31,8 @@ class Ingest:
         self._intake = intake
         self._max_events = max_events
         self._clock = clock
+        self._date = b""
+        self._one = b""
 
     def __call__(self, request: Request, reply: Reply) -> None:
         """Take one request. ``reply`` is called once with the whole answer, now or later."""
@@ -44,7 +44,9 @@ class Ingest:
             reply(_error(request, 405, "method_not_allowed", "POST events here", b"allow: POST, OPTIONS\r\n"))
 
     def _post(self, request: Request, reply: Reply) -> None:
-        kind = (request.header(b"content-type") or _JSON).partition(b";")[0].strip().lower() or _JSON
+        kind = request.header(b"content-type") or _JSON
+        if kind != _JSON:
+            kind = kind.partition(b";")[0].strip().lower() or _JSON
         if kind not in (_JSON, _NDJSON):
             message = "content-type must be application/json or application/x-ndjson"
             reply(_error(request, 415, "unsupported_media_type", message))
@@ -63,8 +65,10 @@ class Ingest:
             def settle(outcome: list[bool] | UnavailableError) -> None:
                 if isinstance(outcome, UnavailableError):
                     reply(_unavailable(request, outcome))
+                elif outcome == _ONE and not (decoded.single or decoded.rejected) and request.keep_alive:
+                    reply(self._one_accepted())
                 else:
-                    body = _receipt(decoded, outcome)
+                    body = _encode(_receipt(decoded, outcome))
                     reply(answer(202, body, headers=CORS, keep_alive=request.keep_alive))
 
             self._intake.accept(decoded.events, settle)
@@ -75,6 +79,14 @@ class Ingest:
         except UnavailableError as fault:
             reply(_unavailable(request, fault))
 
+    def _one_accepted(self) -> bytes:
+        """The most frequent answer by far, as real clients send one event in an array; it changes with its date."""
+        date = date_line()
+        if date is not self._date:
+            self._date = date
+            self._one = answer(202, _encode(_receipt(Decoded([], [], single=False), _ONE)), headers=CORS)
+        return self._one
+
 
 def _error(request: Request, status: int, code: str, message: str, headers: bytes = b"") -> bytes:
     return error(status, code, message, headers=headers + CORS, keep_alive=request.keep_alive)
@@ -84,9 +96,7 @@ def _unavailable(request: Request, fault: UnavailableError) -> bytes:
     return _error(request, 503, "unavailable", str(fault), b"retry-after: %d\r\n" % fault.retry_after_s)
 
 
-def _receipt(decoded: Decoded, fresh: list[bool]) -> bytes:
-    if fresh == _ONE and not decoded.rejected and not decoded.single:
-        return _ONE_ACCEPTED
+def _receipt(decoded: Decoded, fresh: list[bool]) -> dict[str, Any]:
     accepted = sum(fresh)
     receipt: dict[str, Any] = {
         "status": "received",
@@ -96,7 +106,7 @@ def _receipt(decoded: Decoded, fresh: list[bool]) -> bytes:
     }
     if decoded.single:
         receipt["event_id"] = decoded.events[0].event_id
-    return _encode(receipt)
+    return receipt
 
 
 def _refusal(decoded: Decoded) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class Request(msgspec.Struct, gc=False):
     @property
     def path(self) -> bytes:
         """The target without its query."""
-        return self.target.partition(b"?")[0]
+        return self.target.partition(b"?")[0] if b"?" in self.target else self.target
 
     def header(self, name: bytes) -> bytes | None:
         """The first header of this (lower-case) name."""

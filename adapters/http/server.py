@@ -118,7 +118,7 @@ class HttpServer:
 
     def ingest(self, request: Request, reply: Reply) -> bool:
         """The hot path."""
-        if ingest.PATH not in (request.target, request.path):
+        if request.path != ingest.PATH:
             return False
         try:
             self._ingest(request, reply)

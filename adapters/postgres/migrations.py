@@ -48,13 +48,13 @@ async def migrate(connection: Connection, *, apply: bool) -> None:
 
     Raises StoreRefusedError when the schema is newer, was edited, or is older and must not be changed.
     """
-    await connection.execute(
-        "create table if not exists schema_migrations (version integer primary key, name text not null, "
-        "checksum text not null, applied_at timestamptz not null default now())"
-    )
     while not (await connection.fetch("select pg_try_advisory_lock($1)", _LOCK))[0][0]:
         await trio.sleep(_POLL_S)
     try:
+        await connection.execute(
+            "create table if not exists schema_migrations (version integer primary key, name text not null, "
+            "checksum text not null, applied_at timestamptz not null default now())"
+        )
         await _migrate(connection, apply=apply)
     finally:
         if not connection.closed:

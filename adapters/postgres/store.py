@@ -28,6 +28,8 @@ _LOCK_PATIENCE_S: Final = 3.0
 _LOCK_POLL_S: Final = 0.2
 # Rows between two looks at other tasks while a COPY is encoded: about 2 ms of work.
 _COPY_CHUNK: Final = 500
+# PostgreSQL's `integer`. An event's cell_index may be as high, and its notebook then has one cell more.
+_MAX_INTEGER: Final = 2**31 - 1
 # Classes and notebooks known to be stored; only a saving of statements, so it may be forgotten.
 _MAX_KNOWN: Final = 50_000
 
@@ -200,7 +202,7 @@ class PostgresStore:
             [notebook_uuid(*key) for key in totals],
             [class_id for class_id, _ in totals],
             [path for _, path in totals],
-            [item.total_cells for item in totals.values()],
+            [min(item.total_cells, _MAX_INTEGER) for item in totals.values()],
             [item.highest_index for item in totals.values()],
             [None if item is None else item[1] for item in given],
             [None if item is None else item[0][0] for item in given],

@@ -13,7 +13,16 @@ START = 1_795_445_631_000
 # Steps of 20 s put gaps on both sides of, and exactly on, the 30 s of repeats, the 60 s of lapse and this idle time.
 STEP_MS = 20_000
 IDLE_MS = 2 * STEP_MS
-KINDS = (CELL_EXECUTED, EXECUTION_ERROR, HELP, RESOLVED, "notebook_opened", NOTEBOOK_CLOSED, "session_start", SESSION_END)
+KINDS = (
+    CELL_EXECUTED,
+    EXECUTION_ERROR,
+    HELP,
+    RESOLVED,
+    "notebook_opened",
+    NOTEBOOK_CLOSED,
+    "session_start",
+    SESSION_END,
+)
 
 times = st.integers(0, 10).map(lambda steps: START + steps * STEP_MS)
 
@@ -47,8 +56,7 @@ def event_lists(draw: st.DrawFn, *, users: tuple[str, ...] = ("ana",), max_size:
     drawn = draw(st.lists(_fields(users), max_size=max_size))
     ids = draw(st.permutations(range(len(drawn))))
     return [
-        Event(event_id=f"e{number:02}", class_id="default", **fields)
-        for number, fields in zip(ids, drawn, strict=True)
+        Event(event_id=f"e{number:02}", class_id="default", **fields) for number, fields in zip(ids, drawn, strict=True)
     ]
 
 

@@ -188,14 +188,18 @@ def test_counters_are_of_distinct_events_and_the_sum_over_notebook_sessions(even
 @given(event_lists())
 def test_done_cells_and_failures_in_a_row_follow_the_events_own_time(events):
     state = state_of(events)
-    runs = sorted((each for each in events if each.event_type in CELL_TYPES), key=lambda each: (each.time, each.event_id))
+    runs = sorted(
+        (each for each in events if each.event_type in CELL_TYPES), key=lambda each: (each.time, each.event_id)
+    )
     last = {(run.notebook_path, run.cell_index): run for run in runs if run.cell_index is not None}
     for path, notebook in state.notebooks.items():
         assert notebook.done == sum(not run.failed for (place, _), run in last.items() if place == path)
     failing = state.failing_cell()
     assert (failing is not None) == (bool(runs) and runs[-1].failed)
     if failing is not None:
-        same = [run for run in runs if (run.notebook_path, cell_key(run)) == (runs[-1].notebook_path, cell_key(runs[-1]))]
+        same = [
+            run for run in runs if (run.notebook_path, cell_key(run)) == (runs[-1].notebook_path, cell_key(runs[-1]))
+        ]
         failures = next((count for count, run in enumerate(reversed(same)) if not run.failed), len(same))
         assert failing.consecutive_errors == failures
 

@@ -242,7 +242,11 @@ def test_progress_of_a_notebook_that_the_class_does_not_know_falls_back_to_the_s
 
 
 def test_the_place_is_the_latest_notebook_and_its_latest_cell_with_an_index():
-    events = [success(at=0, cell_index=4), success(at=1, cell_id="b"), event("notebook_opened", at=2, notebook_path="n2")]
+    events = [
+        success(at=0, cell_index=4),
+        success(at=1, cell_id="b"),
+        event("notebook_opened", at=2, notebook_path="n2"),
+    ]
     view = seen(*events, now=10)
     assert view["notebook_path"] == "n2"
     assert "cell_index" not in view
