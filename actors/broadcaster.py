@@ -10,16 +10,15 @@ from uuid import uuid4
 import trio
 
 from engine.clock import WallClock
+from engine.cohort import Cohort
 from engine.decode import is_class_id
 from engine.errors import UnknownTopicError
-from engine.event import UserKey
 from engine.ports import SessionRow
 from engine.rows import session_rows
 from engine.view import Thresholds
 
-from .mailbox import ConflatingMailbox
+from .mailboxes import Mailboxes
 from .router import Router
-from .session import SessionActor
 from .subscriber import Subscriber
 from .topic import ClassTopic
 
@@ -32,19 +31,15 @@ class Broadcaster:
     def __init__(
         self,
         router: Router,
+        mailboxes: Mailboxes,
         *,
-        changed: ConflatingMailbox[UserKey, SessionActor],
-        resized: ConflatingMailbox[tuple[str, str], None],
-        retired: ConflatingMailbox[UserKey, None],
         thresholds: Thresholds,
         interval_s: float,
         outbox_frames: int,
         clock: WallClock,
     ) -> None:
         self._router = router
-        self._changed = changed
-        self._resized = resized
-        self._retired = retired
+        self._mailboxes = mailboxes
         self._thresholds = thresholds
         self._interval_s = interval_s
         self._outbox_frames = outbox_frames
@@ -71,7 +66,8 @@ class Broadcaster:
     def overview(self, class_id: str) -> dict[str, Any]:
         """See `engine.ports.LiveFeed`."""
         self._collect()
-        return {"class_id": class_id, **self._topic(class_id).overview()}
+        topic = self._topic(class_id) if class_id in self._router.cohorts else self._new_topic(Cohort(class_id))
+        return {"class_id": class_id, **topic.overview()}
 
     def sessions(self, class_id: str, user_id: str) -> list[SessionRow]:
         """See `engine.ports.LiveFeed`."""
@@ -82,20 +78,22 @@ class Broadcaster:
 
     def _collect(self) -> None:
         """Sort what the mailboxes hold by class. Cheap: students are looked at only when their class is."""
-        for (class_id, user_id), actor in self._changed.take_all().items():
+        for (class_id, user_id), actor in self._mailboxes.changed.take_all().items():
             self._topic(class_id).changed(user_id, actor)
-        for class_id, path in self._resized.take_all():
+        for class_id, path in self._mailboxes.resized.take_all():
             self._topic(class_id).resized(path)
-        for class_id, user_id in self._retired.take_all():
+        for class_id, user_id in self._mailboxes.retired.take_all():
             if (class_id, user_id) not in self._router.users:
                 self._topic(class_id).retired(user_id)
 
     def _topic(self, class_id: str) -> ClassTopic:
         topic = self._topics.get(class_id)
         if topic is None:
-            cohort = self._router.cohort(class_id)
-            topic = self._topics[class_id] = ClassTopic(cohort, self._epoch, self._thresholds, self._clock)
+            topic = self._topics[class_id] = self._new_topic(self._router.cohort(class_id))
         return topic
+
+    def _new_topic(self, cohort: Cohort) -> ClassTopic:
+        return ClassTopic(cohort, self._epoch, self._thresholds, self._clock)
 
     def _named(self, name: str) -> ClassTopic:
         class_id = name.removeprefix(_PREFIX)
@@ -105,6 +103,9 @@ class Broadcaster:
 
     def _join(self, subscriber: Subscriber, name: str) -> None:
         topic = self._named(name)
+        if not topic.subscribers:
+            self._collect()
+            topic.refresh()  # what nobody watched is in the snapshot, not in the first delta
         topic.subscribers.add(subscriber)
         self._watched[name] = topic
 
@@ -113,6 +114,10 @@ class Broadcaster:
         topic.subscribers.discard(subscriber)
         if not topic.subscribers:
             self._watched.pop(name, None)
+            if topic.empty:  # a class that only its watchers had heard of
+                class_id = name.removeprefix(_PREFIX)
+                self._topics.pop(class_id, None)
+                self._router.cohorts.pop(class_id, None)
 
     def _fresh(self, name: str) -> str:
         self._collect()

@@ -1,13 +1,13 @@
 """Recovery: from stored snapshots and the journal to live state, at start and for students who come back."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Final, NamedTuple, TypeAlias
 
 import structlog
 import trio
 
 from engine.clock import WallClock
-from engine.dirty import DirtyUsers
 from engine.errors import StoreRefusedError, StoreUnavailableError
 from engine.event import Commit, UserKey
 from engine.ports import Journal, Store, StoredOffsets
@@ -15,15 +15,16 @@ from engine.rows import Past, user_key
 from engine.session import UserState
 from engine.watermark import Part
 
-from .mailbox import ConflatingMailbox
 from .router import Router
-from .session import SessionActor
+from .session import SessionContext
 
 # Between two tries to reach a store that is away, in seconds: short, because the teacher's view waits for it.
 RETRY_S: Final = 0.5
 # Events that one step of the replay takes from the journal, and how often it says how far it is (seconds).
 _STEP_EVENTS: Final = 5000
 _PROGRESS_S: Final = 1.0
+# How long the shutdown waits for the pasts of students who were just met, in seconds.
+_SETTLE_S: Final = 1.0
 
 Step: TypeAlias = Callable[[], Awaitable[None]]
 
@@ -62,31 +63,32 @@ class Recovery:
         journal: Journal,
         store: Store,
         router: Router,
-        dirty: DirtyUsers[SessionActor],
-        unsettled: ConflatingMailbox[UserKey, SessionActor],
+        context: SessionContext,
+        part: Part,
         *,
         accept_gap: bool,
         retire_after_ms: int,
-        idle_ms: int,
         clock: WallClock,
     ) -> None:
         self._journal = journal
         self._store = store
         self._router = router
-        self._dirty = dirty
-        self._unsettled = unsettled
+        self._dirty = context.dirty
+        self._unsettled = context.mailboxes.unsettled
+        self._part = part
         self._accept_gap = accept_gap
         self._retire_after_ms = retire_after_ms
-        self._idle_ms = idle_ms
+        self._idle_ms = context.idle_ms
         self._clock = clock
         self._head = journal.last_seq  # live events come after it
         self._scope = trio.CancelScope()
         self.done = trio.Event()
         self.tried = trio.Event()  # the first attempt is over, well or not
         self.refused: StoreRefusedError | None = None
+        self.fault: str | None = None  # why the store could not be used, when last tried
 
-    async def run(self, part: Part) -> None:
-        """Recover, retrying while the store is away, and finish ``part``; then settle students as they are met.
+    async def run(self) -> None:
+        """Recover, retrying while the store is away, and finish its part; then settle students as they are met.
 
         A refusal ends it: `refused` tells why, events stay in the journal, and live state goes on from now.
         """
@@ -99,7 +101,7 @@ class Recovery:
                     self.tried.set()
                     log.error("store refused", store=self._store.name, reason=str(error))  # noqa: TRY400
                     return
-                part.done()
+                self._part.done()
                 self.done.set()
                 self.tried.set()
             while True:
@@ -110,6 +112,12 @@ class Recovery:
         """Let `run` return: no student's actor may begin any more."""
         self._scope.cancel()
 
+    async def settle_rest(self) -> None:
+        """The last who are unsettled, so that they can be stored; given up when the store is away or slow."""
+        if self.done.is_set() and self.fault is None:
+            with trio.move_on_after(_SETTLE_S), suppress(StoreUnavailableError):
+                await self._settle()
+
     async def _persist(self, step: Step) -> None:
         while True:
             try:
@@ -117,9 +125,11 @@ class Recovery:
             except StoreUnavailableError as error:
                 if not self.tried.is_set():
                     log.warning("store is away; live state goes on without the past", reason=str(error))
+                self.fault = str(error)
                 self.tried.set()
                 await trio.sleep(RETRY_S)
             else:
+                self.fault = None
                 return
 
     async def _recover(self) -> None:
@@ -152,7 +162,7 @@ class Recovery:
                 for seq, event in enumerate(commit.events, commit.first_seq):
                     key = (event.class_id, event.user_id)
                     state = pasts[key].state
-                    self._router.cohort(event.class_id).observe(event)
+                    self._router.observe(event)
                     if seq > state.position(journal_id):
                         state.apply(event, commit.received_at, self._idle_ms)
                         state.advance(journal_id, seq)

@@ -13,7 +13,6 @@ from engine.ports import Journal, Settle
 from engine.rows import Past, user_key
 from engine.watermark import Watermark
 
-from .mailbox import ConflatingMailbox
 from .session import Delivery, SessionActor, SessionContext
 
 # Commits between the journal and the router. When full, the commit loop waits: the loop is pure computation behind it.
@@ -36,20 +35,13 @@ class Router:
         context: SessionContext,
         watermark: Watermark,
         *,
-        notebooks: ConflatingMailbox[tuple[str, str], NotebookTotals],
-        unsettled: ConflatingMailbox[UserKey, SessionActor],
-        resized: ConflatingMailbox[tuple[str, str], None],
-        retired: ConflatingMailbox[UserKey, None],
         retire_after_ms: int,
         clock: WallClock,
     ) -> None:
         self._journal = journal
         self._context = context
         self._watermark = watermark
-        self._notebooks = notebooks
-        self._unsettled = unsettled
-        self._resized = resized
-        self._retired = retired
+        self._mailboxes = context.mailboxes
         self._retire_after_ms = retire_after_ms
         self._clock = clock
         self._send, self._receive = trio.open_memory_channel[Commit](_MAX_COMMITS)
@@ -102,15 +94,22 @@ class Router:
                 groups[key] = [(seq, event)]
             else:
                 group.append((seq, event))
-            if event.notebook_path is not None and self.cohort(event.class_id).observe(event):
-                self._notebook_changed(event.class_id, event.notebook_path)
+            self.observe(event)
         part = self._watermark.open(commit.last_seq, len(groups))
         for key, events in groups.items():
             actor = self.users.get(key)
             if actor is None:
                 actor = self._spawn(key)
-                self._unsettled.put(key, actor)
+                self._mailboxes.unsettled.put(key, actor)
             actor.deliver(Delivery(part, commit.received_at, events))
+
+    def observe(self, event: Event) -> None:
+        """Let the event's cohort know what it tells of a notebook."""
+        path = event.notebook_path
+        if path is not None and self.cohort(event.class_id).observe(event):
+            key = (event.class_id, path)
+            self._mailboxes.notebooks.put(key, self.cohorts[event.class_id].notebooks[path])  # to be stored
+            self._mailboxes.resized.put(key, None)  # to be shown
 
     def cohort(self, class_id: str) -> Cohort:
         """The cohort of a class, made when it is first met."""
@@ -133,10 +132,6 @@ class Router:
         mine = self.cohort(class_id).notebooks.setdefault(path, NotebookTotals())
         mine.merge(totals)
 
-    def _notebook_changed(self, class_id: str, path: str) -> None:
-        self._notebooks.put((class_id, path), self.cohorts[class_id].notebooks[path])  # to be stored
-        self._resized.put((class_id, path), None)  # to be shown
-
     def _spawn(self, key: UserKey) -> SessionActor:
         assert self._nursery is not None, "run() has not started"
         actor = self.users[key] = SessionActor(key, self._context, MAILBOX_DELIVERIES)
@@ -156,7 +151,7 @@ class Router:
             if actor.state.last_receipt < before and actor.settled and self._idle(key, actor):
                 del self.users[key]
                 actor.retire()
-                self._retired.put(key, None)
+                self._mailboxes.retired.put(key, None)
 
     def _idle(self, key: UserKey, actor: SessionActor) -> bool:
         return key not in self._context.dirty and not actor.waiting

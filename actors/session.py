@@ -12,7 +12,7 @@ from engine.rows import Past, StoredRows, encode_state
 from engine.session import UserState, merge
 from engine.watermark import Part
 
-from .mailbox import ConflatingMailbox
+from .mailboxes import Mailboxes
 
 log = structlog.get_logger("session")
 
@@ -31,8 +31,7 @@ class SessionContext(NamedTuple):
     journal: str  # id of the journal, hex
     idle_ms: int
     dirty: "DirtyUsers[SessionActor]"
-    changed: "ConflatingMailbox[UserKey, SessionActor]"  # read by the broadcaster
-    dead_letters: ConflatingMailbox[int, DeadLetter]  # by seq; read by the store writer
+    mailboxes: Mailboxes
 
 
 class SessionActor:
@@ -87,7 +86,7 @@ class SessionActor:
             self._rows = past.rows
             self.state = merge(past.state, self.state, self._context.idle_ms)
         self.settled = True
-        self._context.changed.put(self.key, self)
+        self._context.mailboxes.changed.put(self.key, self)
 
     def snapshot(self) -> Snapshot:
         """The absolute state, for a store. `stored` tells when it is committed."""
@@ -126,11 +125,11 @@ class SessionActor:
             except Exception as error:
                 place = _place_of(error)
                 log.exception("event could not be applied", seq=seq, event_type=event.event_type, place=place)
-                context.dead_letters.put(seq, DeadLetter(seq, event, type(error).__name__, place))
+                context.mailboxes.dead_letters.put(seq, DeadLetter(seq, event, type(error).__name__, place))
         first_seq, last_seq = delivery.events[0][0], delivery.events[-1][0]
         state.advance(context.journal, last_seq)
         context.dirty.mark(self.key, first_seq, self)
-        context.changed.put(self.key, self)
+        context.mailboxes.changed.put(self.key, self)
         delivery.part.done()
 
 

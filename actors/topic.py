@@ -53,9 +53,9 @@ class ClassTopic:
         self._snapshot = None
 
     @property
-    def next_due(self) -> int | None:
-        """When time alone will next change something, in ms; may be early, never late."""
-        return self._due[0][0] if self._due else None
+    def empty(self) -> bool:
+        """Whether nothing is known of the class."""
+        return not (self._users or self._changed or self._cohort.notebooks)
 
     def refresh(self) -> None:
         """Look at every student that changed, in fact or by the passing of time."""
@@ -79,6 +79,8 @@ class ClassTopic:
             self._view.put(user_id, view)
             self._schedule(user_id, due_at)
         self._snapshot = None
+        if not self.subscribers:
+            self._view.take_changes()
 
     def _schedule(self, user_id: str, due_at: int | None) -> None:
         """One entry a student in the heap: a later due time waits for the earlier one to come up and look again."""

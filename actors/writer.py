@@ -9,15 +9,12 @@ from typing import Any, Final
 import structlog
 import trio
 
-from engine.cohort import NotebookTotals
-from engine.dirty import DirtyUsers
 from engine.errors import StoreRefusedError, StoreUnavailableError
-from engine.ports import DeadLetter, Flush, Journal, Store
+from engine.ports import Flush, Journal, Store
 from engine.watermark import Watermark
 
-from .mailbox import ConflatingMailbox
-from .recovery import Recovery, resume_from
-from .session import SessionActor
+from .recovery import Recovery, Resume, resume_from
+from .session import SessionActor, SessionContext
 
 # Between two tries to reach a store that is away, in seconds.
 _RETRY_S: Final = 0.5
@@ -38,11 +35,9 @@ class StoreWriter:
         journal: Journal,
         store: Store,
         watermark: Watermark,
-        dirty: DirtyUsers[SessionActor],
+        context: SessionContext,
         recovery: Recovery,
         *,
-        notebooks: ConflatingMailbox[tuple[str, str], NotebookTotals],
-        dead_letters: ConflatingMailbox[int, DeadLetter],
         interval_s: float,
         max_events: int,
         accept_gap: bool,
@@ -50,18 +45,18 @@ class StoreWriter:
         self._journal = journal
         self._store = store
         self._watermark = watermark
-        self._dirty = dirty
+        self._dirty = context.dirty
         self._recovery = recovery
-        self._notebooks = notebooks
-        self._dead_letters = dead_letters
+        self._notebooks = context.mailboxes.notebooks
+        self._dead_letters = context.mailboxes.dead_letters
         self._interval_s = interval_s
         self._max_events = max_events
         self._accept_gap = accept_gap
         self._finishing = trio.Event()
-        self._floor = 0  # the snapshots' offset
+        # The rows' and the snapshots' offset: of the store, once it was asked; what was trimmed is stored for sure.
+        self.offset = self._floor = journal.trimmed_to
         self._fault: str | None = "not reached yet"
         self._scope = trio.CancelScope()
-        self.offset = 0
 
     @property
     def lag(self) -> int:
@@ -72,7 +67,7 @@ class StoreWriter:
     def health(self) -> dict[str, Any]:
         """For `/api/v1/health`."""
         refused = self._recovery.refused
-        fault = self._fault if refused is None else str(refused)
+        fault = (self._recovery.fault or self._fault) if refused is None else str(refused)
         facts: dict[str, Any] = {
             "status": "healthy" if fault is None else "unhealthy",
             "lag_events": self.lag,
@@ -114,9 +109,27 @@ class StoreWriter:
         stored = await self._store.offsets(self._journal.id)
         resume = resume_from(self._journal, stored, accept_gap=self._accept_gap)
         self.offset, self._floor = resume.rows, resume.snapshots
+        if resume != (stored.rows, stored.snapshots):
+            await self._accept(resume)
         if self._fault is not None:
             log.info("store is there", store=self._store.name, offset=self.offset, lag_events=self.lag)
         self._fault = None
+
+    async def _accept(self, resume: Resume) -> None:
+        """A gap was accepted: say so in the store, or the next start would ask again."""
+        log.warning("gap accepted", store=self._store.name, offset=resume.rows)
+        await self._store.write(
+            Flush(
+                journal_id=self._journal.id,
+                after=resume.rows,
+                upto=resume.rows,
+                commits=[],
+                snapshots=[],
+                snapshot_floor=resume.snapshots,
+                notebooks=[],
+                dead_letters=[],
+            )
+        )
 
     async def _serve(self) -> None:
         while not self._finishing.is_set():

@@ -1,5 +1,6 @@
 """The live stream over WebSocket, on trio-websocket."""
 
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any, Final
 
@@ -9,6 +10,7 @@ import trio
 from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection, wrap_server_stream
 from wsproto.frame_protocol import CloseReason
 
+from adapters.http.connection import Refusal
 from adapters.http.messages import Request
 from engine.errors import UnknownTopicError
 from engine.ports import LiveFeed, Outbox
@@ -30,14 +32,20 @@ log = structlog.get_logger("stream")
 class StreamEndpoint:
     """Serves subscribers; one that fails ends only itself."""
 
-    def __init__(self, feed: LiveFeed, *, heartbeat_s: float = HEARTBEAT_S) -> None:
+    def __init__(self, feed: LiveFeed, *, origins: Collection[str] = (), heartbeat_s: float = HEARTBEAT_S) -> None:
         self._feed = feed
+        self._origins = origins
         self._heartbeat_s = heartbeat_s
         self._open: set[WebSocketConnection] = set()
         self._closing = False
 
     async def serve(self, request: Request, rest: bytes, stream: trio.SocketStream) -> None:
-        """One subscriber, from the parsed upgrade request on; ``rest`` came in the same segment."""
+        """One subscriber, from the parsed upgrade request on; ``rest`` came in the same segment.
+
+        Raises Refusal for a page of another origin: browsers let any page open a WebSocket anywhere.
+        """
+        if not self._allows_origin(request):
+            raise Refusal(403, "foreign_origin", "pages of this origin may not listen; see http.cors_origins")
         replay = _ReplayStream(stream, _head(request), rest)
         try:
             async with trio.open_nursery() as nursery:
@@ -45,6 +53,13 @@ class StreamEndpoint:
                 nursery.cancel_scope.cancel()
         except* (ConnectionClosed, HandshakeError, trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the peer is gone
+
+    def _allows_origin(self, request: Request) -> bool:
+        origin = request.header(b"origin")
+        if origin is None:  # not a browser
+            return True
+        own = b"//" + (request.header(b"host") or b"")
+        return origin.lower().endswith(own.lower()) or not {origin.decode("latin-1"), "*"}.isdisjoint(self._origins)
 
     async def close(self) -> None:
         """Tell every subscriber that the server restarts (1012)."""

@@ -6,13 +6,13 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 import structlog
 import trio
 
 from actors.broadcaster import Broadcaster
-from actors.mailbox import ConflatingMailbox
+from actors.mailboxes import Mailboxes
 from actors.recovery import Recovery
 from actors.router import Router
 from actors.session import SessionActor, SessionContext
@@ -33,11 +33,9 @@ from adapters.websocket import StreamEndpoint
 from config import Settings
 from config.settings import EMBEDDED
 from engine.clock import wall_clock
-from engine.cohort import NotebookTotals
 from engine.dirty import DirtyUsers
-from engine.errors import ClasspulseError, StartError, StoreUnavailableError, flatten
-from engine.event import UserKey
-from engine.ports import DeadLetter
+from engine.errors import ClasspulseError, StartError, flatten
+from engine.health import Health
 from engine.view import Thresholds
 from engine.watermark import Watermark
 
@@ -47,8 +45,7 @@ _PATIENCE_S: Final = 30.0
 # they stay under the 10 s that a process manager is told.
 _EDGE_S: Final = 2.0
 _FLUSH_S: Final = 4.0
-# How long a health check waits for a store's answer, in seconds.
-_PING_S: Final = 1.0
+_EMBEDDED_S: Final = 3.0
 
 # Thresholds of the cyclic collector. Events are allocated by the thousand and freed by reference counts; at Python's
 # default of 700 the collector walked them for 24 % of the CPU time (docs/performance.md) and found nothing.
@@ -64,7 +61,7 @@ class App:
         self._settings = settings
         self._stop = trio.Event()
         self._ready = False
-        self.journal = SqliteJournal(
+        self._journal = SqliteJournal(
             settings.data_dir,
             max_bytes=settings.journal.max_bytes,
             min_free_bytes=settings.journal.min_free_bytes,
@@ -74,7 +71,9 @@ class App:
         )
         self._accept_gap = accept_gap
         self._embedded = (
-            EmbeddedPostgres(settings.data_dir / "postgres", log=structlog.get_logger("embedded"))
+            EmbeddedPostgres(
+                settings.data_dir / "postgres", log=structlog.get_logger("embedded"), stop_timeout_s=_EMBEDDED_S
+            )
             if settings.postgres.dsn == EMBEDDED
             else None
         )
@@ -94,11 +93,16 @@ class App:
                 services.start_soon(self._watch_signals)
                 if self._embedded is not None:
                     await self._start_embedded(services, self._embedded)
-                self.journal.open()
+                self._journal.open()
+                parts = _assemble(
+                    self._settings, self._journal, self._dsn, lambda: self._ready, accept_gap=self._accept_gap
+                )
                 try:
-                    await self._run_actors(on_ready)
+                    await self._serve(parts, on_ready)
                 finally:
-                    self.journal.close()
+                    await parts.store.close()
+                    await parts.queries.close()
+                    self._journal.close()
                     if self._embedded is not None:
                         self._embedded.request_stop()
                         await self._embedded_done.wait()
@@ -119,124 +123,50 @@ class App:
                 self._embedded_done.set()
 
         services.start_soon(run)
-        with trio.move_on_after(_PATIENCE_S):
-            await started.event.wait()
+        await _first_of(started.event, self._stop, seconds=_PATIENCE_S)
 
-    async def _run_actors(self, on_ready: Callable[[str], None]) -> None:
-        settings, journal = self._settings, self.journal
-        dirty: DirtyUsers[SessionActor] = DirtyUsers()
-        changed: ConflatingMailbox[UserKey, SessionActor] = ConflatingMailbox()
-        unsettled: ConflatingMailbox[UserKey, SessionActor] = ConflatingMailbox()
-        retired: ConflatingMailbox[UserKey, None] = ConflatingMailbox()
-        notebooks: ConflatingMailbox[tuple[str, str], NotebookTotals] = ConflatingMailbox()
-        resized: ConflatingMailbox[tuple[str, str], None] = ConflatingMailbox()
-        dead_letters: ConflatingMailbox[int, DeadLetter] = ConflatingMailbox()
-        watermark = Watermark()
-        past = watermark.open(journal.last_seq, 1)
-        idle_ms = int(settings.session.idle_timeout_s * 1000)
-        retire_after_ms = int(settings.session.retire_after_s * 1000)
-        context = SessionContext(journal.id.hex, idle_ms, dirty, changed, dead_letters)
-        router = Router(
-            journal,
-            context,
-            watermark,
-            notebooks=notebooks,
-            unsettled=unsettled,
-            resized=resized,
-            retired=retired,
-            retire_after_ms=retire_after_ms,
-            clock=wall_clock,
-        )
-        dsn: Dsn = self._dsn
-        store = PostgresStore(dsn, apply_migrations=settings.postgres.migrate, clock=wall_clock)
-        queries = PostgresQueries(dsn)
-        recovery = Recovery(
-            journal,
-            store,
-            router,
-            dirty,
-            unsettled,
-            accept_gap=self._accept_gap,
-            retire_after_ms=retire_after_ms,
-            idle_ms=idle_ms,
-            clock=wall_clock,
-        )
-        writer = StoreWriter(
-            journal,
-            store,
-            watermark,
-            dirty,
-            recovery,
-            notebooks=notebooks,
-            dead_letters=dead_letters,
-            interval_s=settings.postgres.flush_interval_ms / 1000,
-            max_events=settings.postgres.flush_max_events,
-            accept_gap=self._accept_gap,
-        )
-        broadcaster = Broadcaster(
-            router,
-            changed=changed,
-            resized=resized,
-            retired=retired,
-            thresholds=Thresholds(
-                idle_after_ms=int(settings.session.idle_after_s * 1000),
-                offline_after_ms=int(settings.session.offline_after_s * 1000),
-                stuck_errors=settings.stuck.consecutive_errors,
-            ),
-            interval_s=settings.broadcast.interval_ms / 1000,
-            outbox_frames=settings.broadcast.outbox_frames,
-            clock=wall_clock,
-        )
-        stream = StreamEndpoint(broadcaster)
-        health = partial(self._health, store, writer)
-        bridge = AsgiBridge(api(broadcaster, queries, health, lambda: self._ready, list(settings.http.cors_origins)))
-        server = HttpServer(
-            Ingest(router, max_events=settings.http.max_batch_events, clock=wall_clock),
-            bridge,
-            stream.serve,
-            host=settings.http.host,
-            port=settings.http.port,
-            allowed_hosts=settings.http.allowed_hosts,
-            max_header_bytes=settings.http.max_header_bytes,
-            max_body_bytes=settings.http.max_body_bytes,
-        )
+    async def _serve(self, parts: "_Parts", on_ready: Callable[[str], None]) -> None:
+        """Nested by dependency: what is inside ends first, and ends in order rather than by cancellation."""
+        journal, recovery, writer = self._journal, parts.recovery, parts.writer
 
         async def commit_and_route() -> None:
-            await journal.run(router.commit)
-            router.finish()
+            await journal.run(parts.router.commit)
+            parts.router.finish()
 
-        # Nested by dependency: what is inside ends first, and ends in order rather than by cancellation.
         async with trio.open_nursery() as background:
-            background.start_soon(supervise, "broadcaster", broadcaster.run)
+            background.start_soon(supervise, "broadcaster", parts.broadcaster.run)
             async with trio.open_nursery() as writers:
                 async with trio.open_nursery() as core:
-                    await core.start(router.run)
-                    background.start_soon(supervise, "recovery", partial(recovery.run, past))
-                    with trio.move_on_after(_PATIENCE_S):
-                        await recovery.tried.wait()
+                    await core.start(parts.router.run)
+                    background.start_soon(supervise, "recovery", recovery.run)
+                    await _first_of(recovery.tried, self._stop, seconds=_PATIENCE_S)
                     if recovery.refused is not None:
                         raise StartError(str(recovery.refused))
                     writers.start_soon(supervise, "writer", writer.run)
                     core.start_soon(commit_and_route)
-                    async with trio.open_nursery() as edge:
-                        url = await server.bind()
-                        edge.start_soon(server.run)
-                        self._ready = True
-                        on_ready(url)
-                        await self._stop.wait()
-                        log.info("stopping", lag_events=writer.lag)
-                        self._ready = False
-                        server.stop()
-                        edge.cancel_scope.deadline = trio.current_time() + _EDGE_S
-                        await stream.close()
+                    if not self._stop.is_set():
+                        await self._serve_edge(parts, on_ready)
                     recovery.stop()
                     journal.finish()
+                await recovery.settle_rest()
                 writer.finish()
                 writers.cancel_scope.deadline = trio.current_time() + _FLUSH_S
             log.info("flushed", lag_events=writer.lag)
             background.cancel_scope.cancel()
-        await store.close()
-        await queries.close()
+
+    async def _serve_edge(self, parts: "_Parts", on_ready: Callable[[str], None]) -> None:
+        """Accept until a signal, then answer what is in flight."""
+        async with trio.open_nursery() as edge:
+            url = await parts.server.bind()
+            edge.start_soon(parts.server.run)
+            self._ready = True
+            on_ready(url)
+            await self._stop.wait()
+            log.info("stopping", lag_events=parts.writer.lag)
+            self._ready = False
+            parts.server.stop()
+            edge.cancel_scope.deadline = trio.current_time() + _EDGE_S
+            await parts.stream.close()
 
     # --- while it runs
 
@@ -251,33 +181,85 @@ class App:
                     os._exit(1)
                 self._stop.set()
 
-    async def _health(self, store: PostgresStore, writer: StoreWriter) -> dict[str, Any]:
-        """For `/api/v1/health`; the store is asked, so one that went away in a quiet hour is seen."""
-        postgresql = writer.health
-        began = trio.current_time()
-        fault: str | None = f"no answer within {_PING_S:g} s"
-        with trio.move_on_after(_PING_S):
-            try:
-                await store.ping()
-                fault = None
-            except StoreUnavailableError as error:
-                fault = str(error)
-        postgresql["response_time_ms"] = round((trio.current_time() - began) * 1000, 1)
-        if fault is not None:
-            postgresql |= {"status": "unhealthy", "error": postgresql.get("error", fault)}
-        checks = {
-            "journal": self.journal.health,
-            "postgresql": postgresql,
-            "influxdb": {"status": "not_configured"},
-            "redis": {"status": "not_configured"},
-        }
-        if checks["journal"]["status"] != "healthy":
-            status = "unhealthy"
-        elif postgresql["status"] != "healthy":
-            status = "degraded"
-        else:
-            status = "healthy"
-        return {"status": status, "checks": checks}
+
+class _Parts(NamedTuple):
+    """The parts of a daemon that its life is ordered by."""
+
+    router: Router
+    recovery: Recovery
+    writer: StoreWriter
+    broadcaster: Broadcaster
+    stream: StreamEndpoint
+    server: HttpServer
+    store: PostgresStore
+    queries: PostgresQueries
+
+
+def _assemble(
+    settings: Settings, journal: SqliteJournal, dsn: Dsn, ready: Callable[[], bool], *, accept_gap: bool
+) -> _Parts:
+    """Tie the rooms together. Nothing here does I/O."""
+    dirty: DirtyUsers[SessionActor] = DirtyUsers()
+    mailboxes = Mailboxes()
+    watermark = Watermark()
+    retire_after_ms = int(settings.session.retire_after_s * 1000)
+    context = SessionContext(journal.id.hex, int(settings.session.idle_timeout_s * 1000), dirty, mailboxes)
+    store = PostgresStore(dsn, apply_migrations=settings.postgres.migrate, clock=wall_clock)
+    queries = PostgresQueries(dsn)
+    past = watermark.open(journal.last_seq, 1)  # recovery's share: all that is in the journal already
+    router = Router(journal, context, watermark, retire_after_ms=retire_after_ms, clock=wall_clock)
+    recovery = Recovery(
+        journal, store, router, context, past, accept_gap=accept_gap, retire_after_ms=retire_after_ms, clock=wall_clock
+    )
+    writer = StoreWriter(
+        journal,
+        store,
+        watermark,
+        context,
+        recovery,
+        interval_s=settings.postgres.flush_interval_ms / 1000,
+        max_events=settings.postgres.flush_max_events,
+        accept_gap=accept_gap,
+    )
+    broadcaster = Broadcaster(
+        router,
+        mailboxes,
+        thresholds=Thresholds(
+            idle_after_ms=int(settings.session.idle_after_s * 1000),
+            offline_after_ms=int(settings.session.offline_after_s * 1000),
+            stuck_errors=settings.stuck.consecutive_errors,
+        ),
+        interval_s=settings.broadcast.interval_ms / 1000,
+        outbox_frames=settings.broadcast.outbox_frames,
+        clock=wall_clock,
+    )
+    stream = StreamEndpoint(broadcaster, origins=settings.http.cors_origins)
+    health = Health(lambda: journal.health, store, lambda: writer.health)
+    server = HttpServer(
+        Ingest(router, max_events=settings.http.max_batch_events, clock=wall_clock),
+        AsgiBridge(api(broadcaster, queries, health, ready, settings.http.cors_origins)),
+        stream.serve,
+        host=settings.http.host,
+        port=settings.http.port,
+        allowed_hosts=settings.http.allowed_hosts,
+        refuse_forwarded=not settings.auth.allow_open_network,
+        max_header_bytes=settings.http.max_header_bytes,
+        max_body_bytes=settings.http.max_body_bytes,
+    )
+    return _Parts(router, recovery, writer, broadcaster, stream, server, store, queries)
+
+
+async def _first_of(*events: trio.Event, seconds: float) -> None:
+    """Wait for the first of these, or until patience ends."""
+
+    async def wait(event: trio.Event) -> None:
+        await event.wait()
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.cancel_scope.deadline = trio.current_time() + seconds
+        for event in events:
+            nursery.start_soon(wait, event)
 
 
 class _Started:
@@ -294,11 +276,16 @@ Say = Callable[[str], None]
 
 
 @asynccontextmanager
-async def _database(settings: Settings) -> AsyncIterator[str]:
-    """A DSN that works in the block: the configured one, the running daemon's, or that of a server for the while."""
+async def _database(settings: Settings) -> AsyncIterator[str | None]:
+    """A DSN that works in the block: the configured one, the running daemon's, or that of a server for the while.
+
+    None: the embedded server was never made.
+    """
     directory = settings.data_dir / "postgres"
     if settings.postgres.dsn != EMBEDDED:
         yield settings.postgres.dsn
+    elif not (directory / "PG_VERSION").exists():
+        yield None
     elif (running := await trio.to_thread.run_sync(running_dsn, directory)) is not None:
         yield running
     else:
@@ -314,7 +301,10 @@ async def check(settings: Settings, say: Say) -> bool:
     say("config: ok")
     try:
         async with open_loop(), _database(settings) as dsn:
-            say(f"postgresql: ok, {await server_version(dsn)}, {without_password(dsn)}")
+            if dsn is None:
+                say(f"postgresql: ok, embedded; the first `serve` makes it in {settings.data_dir / 'postgres'}")
+            else:
+                say(f"postgresql: ok, {await server_version(dsn)}, {without_password(dsn)}")
     except* ClasspulseError as group:
         for error in flatten(group):
             say(f"postgresql: {error}")
@@ -329,4 +319,7 @@ async def check(settings: Settings, say: Say) -> bool:
 async def migrate(settings: Settings, say: Say) -> None:
     """Bring the database to the current schema."""
     async with open_loop(), _database(settings) as dsn:
-        say(f"postgresql: schema version {await migrate_database(dsn)}")
+        if dsn is None:
+            say("postgresql: embedded; the first `serve` makes it with the current schema")
+        else:
+            say(f"postgresql: schema version {await migrate_database(dsn)}")

@@ -36,6 +36,7 @@ _JSON_NAMES: Final[dict[type, str]] = {
     float: "a number",
     dict: "an object",
     list: "an array",
+    type(None): "null",
 }
 
 _MAX_MESSAGE: Final = 8192
@@ -72,15 +73,7 @@ class _InvalidError(Exception):
 
 
 def _expected(what: str, raw: Any) -> NoReturn:
-    names = {
-        str: "a string",
-        bool: "a boolean",
-        int: "a number",
-        float: "a number",
-        dict: "an object",
-        list: "an array",
-    }
-    raise _InvalidError(f"expected {what}, got {names.get(type(raw), type(raw).__name__)}")
+    raise _InvalidError(f"expected {what}, got {_JSON_NAMES[type(raw)]}")
 
 
 def _cut(limit: int) -> Check:

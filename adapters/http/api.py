@@ -2,7 +2,7 @@
 
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from typing import Any, Final
 from uuid import UUID
@@ -30,7 +30,9 @@ Health = Callable[[], Awaitable[dict[str, Any]]]
 Ready = Callable[[], bool]
 
 
-def api(live: LiveFeed, queries: SessionQueries, health: Health, ready: Ready, cors_origins: list[str]) -> Starlette:
+def api(
+    live: LiveFeed, queries: SessionQueries, health: Health, ready: Ready, cors_origins: Collection[str]
+) -> Starlette:
     """The ASGI application."""
     routes = _Routes(live, queries, health, ready)
     return Starlette(

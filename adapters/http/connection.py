@@ -22,6 +22,9 @@ from .poller import Poller
 # Bytes asked of the socket at once: a batch of 1000 events is 10 to 20 of these.
 _RECEIVE_BYTES: Final = 65_536
 
+# Headers that need a closer look.
+_RARE: Final = frozenset({b"transfer-encoding", b"forwarded", b"x-forwarded-for", b"x-forwarded-host"})
+
 log = structlog.get_logger("http")
 
 
@@ -30,6 +33,7 @@ class Limits(Protocol):
 
     max_header_bytes: int
     max_body_bytes: int
+    refuse_forwarded: bool
 
     def allows_host(self, host: bytes) -> bool:
         """Whether the ``Host`` header names us."""
@@ -92,7 +96,7 @@ class Connection:
                 self._wake = trio.Event()
                 self._unwatch()
                 await self._catch_up()
-            if self._refusal is not None and not self._gone:
+            if self._refusal is not None and not self._gone and not self._last:
                 await self._stream.send_all(self._refusal.answer)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the peer is gone; what it was owed it will ask for again
@@ -104,7 +108,10 @@ class Connection:
     @property
     def _readable(self) -> bool:
         """Whether more may be read: not past the end, and no more than one request ahead of an answer that is owed."""
-        return not (self._gone or self._last or self._refusal is not None or (self._owed and self._ready))
+        if self._gone or self._last or self._refusal is not None:
+            return False
+        # What follows a request to upgrade belongs to whom it is handed over.
+        return self._rest is None and not (self._owed and self._ready)
 
     @property
     def _finished(self) -> bool:
@@ -126,6 +133,8 @@ class Connection:
 
     def _on_readable(self) -> None:
         """Read once and take what is complete, as far as that needs no waiting."""
+        if not self._watched:
+            return  # forgotten while the poller had it in hand: the descriptor may be another's by now
         try:
             data = os.read(self._fd, _RECEIVE_BYTES)
             if data:
@@ -161,6 +170,7 @@ class Connection:
             request.keep_alive = False
         if not request.keep_alive and not alone:
             self._ready = deque([request])  # what was pipelined behind the last request is not answered
+            self._rest = None
         if self._rest is not None and alone:
             return False
         self._owed = True
@@ -265,13 +275,25 @@ class Connection:
             if name == b"host":
                 hosts += 1
                 host = value
+            elif name in _RARE:
+                self._check_rare(name)
         self._size = size
         self._check_head()
-        if hosts != 1 and (hosts or self._parser.get_http_version() != "1.0"):
+        version = self._parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            raise Refusal(400, "malformed", f"HTTP/{version} is not spoken here")
+        if hosts != 1 and (hosts or version != "1.0"):
             raise Refusal(400, "malformed", "exactly one Host header is needed")
         if host is not None and not self._limits.allows_host(host):
             raise Refusal(421, "misdirected", "this host name is not served here; see http.allowed_hosts")
         self._size = 0
+
+    def _check_rare(self, name: bytes) -> None:
+        if name == b"transfer-encoding":
+            if self._parser.get_http_version() == "1.0":  # a proxy between may frame it by Content-Length instead
+                raise Refusal(400, "malformed", "HTTP/1.0 has no Transfer-Encoding")
+        elif self._limits.refuse_forwarded:
+            raise Refusal(403, "forwarded", "forwarded requests need auth.allow_open_network while auth.mode is open")
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body, after chunked coding is undone."""

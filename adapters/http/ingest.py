@@ -89,7 +89,8 @@ class Ingest:
 
 
 def _error(request: Request, status: int, code: str, message: str, headers: bytes = b"") -> bytes:
-    return error(status, code, message, headers=headers + CORS, keep_alive=request.keep_alive)
+    with_body = request.method != b"HEAD"
+    return error(status, code, message, headers=headers + CORS, keep_alive=request.keep_alive, with_body=with_body)
 
 
 def _unavailable(request: Request, fault: UnavailableError) -> bytes:

@@ -70,7 +70,9 @@ def answer(
     return head + body if with_body else head
 
 
-def error(status: int, code: str, message: str, *, headers: bytes = b"", keep_alive: bool = True) -> bytes:
+def error(
+    status: int, code: str, message: str, *, headers: bytes = b"", keep_alive: bool = True, with_body: bool = True
+) -> bytes:
     """An error in the contract's shape."""
     body = _encode({"error": {"code": code, "message": message}})
-    return answer(status, body, headers=headers, keep_alive=keep_alive)
+    return answer(status, body, headers=headers, keep_alive=keep_alive, with_body=with_body)

@@ -15,7 +15,7 @@ from . import ingest
 from .asgi import AsgiBridge
 from .connection import Connection, Refusal
 from .ingest import Ingest, Reply
-from .messages import Request, error
+from .messages import CORS, Request, error
 from .poller import Poller
 
 STREAM_PATH: Final = b"/api/v1/stream"
@@ -40,11 +40,13 @@ class HttpServer:
         host: str,
         port: int,
         allowed_hosts: tuple[str, ...],
+        refuse_forwarded: bool,
         max_header_bytes: int,
         max_body_bytes: int,
     ) -> None:
         self.max_header_bytes = max_header_bytes
         self.max_body_bytes = max_body_bytes
+        self.refuse_forwarded = refuse_forwarded
         self._ingest = ingest_handler
         self._bridge = bridge
         self._websocket = websocket
@@ -124,7 +126,7 @@ class HttpServer:
             self._ingest(request, reply)
         except Exception:
             log.exception("ingest failed")
-            reply(_internal(request))
+            reply(_internal(request, CORS))
         return True
 
     async def other(self, request: Request) -> bytes:
@@ -145,8 +147,9 @@ class HttpServer:
         await self._websocket(request, rest, stream)
 
 
-def _internal(request: Request) -> bytes:
-    return error(500, "internal", "a fault of ours; it is in the log", keep_alive=request.keep_alive)
+def _internal(request: Request, headers: bytes = b"") -> bytes:
+    message = "a fault of ours; it is in the log"
+    return error(500, "internal", message, headers=headers, keep_alive=request.keep_alive)
 
 
 async def _linger_close(stream: trio.SocketStream) -> None:

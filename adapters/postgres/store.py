@@ -255,26 +255,34 @@ def _cell_row(event: Event, seq: int, received_at: Any, journal_id: UUID) -> tup
         event.event_id, event.user_id, event.class_id, event.notebook_path, event.cell_index, event.event_type,
         to_datetime(event.time), event.execution_duration_ms, event.has_error, message,
         None if message is None else message.partition(":")[0], event.execution_count, event.session_id, event.cell_id,
-        event.cell_type, event.clock_skewed, received_at, event.data, event.metadata, seq, journal_id,
+        event.cell_type, event.clock_skewed, received_at,
+        event.data if event.total_cells is None and event.completed_cells is None else _with(event, _CELL_EXTRAS),
+        event.metadata, seq, journal_id,
     )  # fmt: skip
 
 
-# What an activity event may carry that has no column of its own there.
-_EXTRAS: Final = (
+# What an event may carry that has no column of its own: it goes into `data`.
+_CELL_EXTRAS: Final = ("total_cells", "completed_cells")
+_ACTIVITY_EXTRAS: Final = (
     "cell_id", "cell_index", "cell_type", "execution_count", "execution_duration_ms", "has_error", "error_message",
     "total_cells", "completed_cells",
 )  # fmt: skip
 
 
 def _activity_row(event: Event, seq: int, received_at: Any, journal_id: UUID) -> tuple[Any, ...]:
-    data = event.data
-    extras = {name: value for name in _EXTRAS if (value := getattr(event, name)) is not None}
-    if extras:
-        data = json.dumps(({} if data is None else json.loads(data)) | extras, ensure_ascii=False)
     return (
         event.event_id, event.user_id, event.class_id, event.notebook_path, event.event_type, to_datetime(event.time),
-        data, event.metadata, event.session_id, event.clock_skewed, received_at, seq, journal_id,
+        _with(event, _ACTIVITY_EXTRAS), event.metadata, event.session_id, event.clock_skewed, received_at, seq,
+        journal_id,
     )  # fmt: skip
+
+
+def _with(event: Event, extras: Iterable[str]) -> str | None:
+    """The event's ``data`` with these fields added, as JSON text."""
+    found = {name: value for name in extras if (value := getattr(event, name)) is not None}
+    if not found:
+        return event.data
+    return json.dumps(({} if event.data is None else json.loads(event.data)) | found, ensure_ascii=False)
 
 
 async def _put_users(connection: Connection, snapshots: list[Snapshot]) -> None:
