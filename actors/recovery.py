@@ -82,6 +82,7 @@ class Recovery:
         self._clock = clock
         self._head = journal.last_seq  # live events come after it
         self._scope = trio.CancelScope()
+        self._settling = trio.Lock()
         self.done = trio.Event()
         self.tried = trio.Event()  # the first attempt is over, well or not
         self.refused: StoreRefusedError | None = None
@@ -109,8 +110,9 @@ class Recovery:
                 await self._persist(self._settle)
 
     def stop(self) -> None:
-        """Let `run` return: no student's actor may begin any more."""
-        self._scope.cancel()
+        """No student's actor may begin any more: give up a recovery that is under way."""
+        if not self.done.is_set():
+            self._scope.cancel()
 
     async def settle_rest(self) -> None:
         """The last who are unsettled, so that they can be stored; given up when the store is away or slow."""
@@ -184,15 +186,17 @@ class Recovery:
             pasts[key] = Past.of(UserState(class_id=key[0], user_id=key[1]))
 
     async def _settle(self) -> None:
-        waiting = self._unsettled.take_all()
-        actors = {key: actor for key, actor in waiting.items() if not actor.settled}
-        try:
-            states = await self._store.snapshots(actors)
-        except StoreUnavailableError:
+        """Bring their past to the students who wait for it."""
+        async with self._settling:
+            waiting = self._unsettled.take_all()
+            actors = {key: actor for key, actor in waiting.items() if not actor.settled}
+            try:
+                states = await self._store.snapshots(actors)
+            except (StoreUnavailableError, trio.Cancelled):
+                for key, actor in actors.items():
+                    self._unsettled.put(key, actor)
+                raise
+            found = {user_key(state): state for state in states}
             for key, actor in actors.items():
-                self._unsettled.put(key, actor)
-            raise
-        found = {user_key(state): state for state in states}
-        for key, actor in actors.items():
-            state = found.get(key)
-            actor.adopt(None if state is None else Past.of(state))
+                state = found.get(key)
+                actor.adopt(None if state is None else Past.of(state))
