@@ -80,6 +80,7 @@ class Connection:
         self._closing = False  # the server stops: end when nothing is in hand
         self._last = False  # nothing more is taken: the peer is done, or a request was its last
         self._gone = False  # nothing can be read or written any more
+        self._began = False  # a request began in what was read last
         self._reset()
 
     def close_when_idle(self) -> None:
@@ -227,6 +228,7 @@ class Connection:
 
     def _feed(self, data: bytes) -> None:
         """Parse what was read into `_ready`, or raise Refusal."""
+        self._began = False
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -237,8 +239,8 @@ class Connection:
             raise
         except httptools.HttpParserError as fault:
             raise Refusal(400, "malformed", f"not HTTP/1.1: {fault}") from None
-        if self._begun and not self._head_complete:
-            self._size += len(data)
+        if self._begun and not self._head_complete and not self._began:
+            self._size += len(data)  # what it began with is not counted: other requests may have come before it
             self._check_head()
 
     # --- httptools callbacks
@@ -254,7 +256,7 @@ class Connection:
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        self._begun = True
+        self._begun = self._began = True
 
     def on_url(self, url: bytes) -> None:
         """A piece of the target."""

@@ -26,8 +26,8 @@ _DAEMON_LOCK: Final = 0x436C_6173_7370_756C
 # After a kill, the server needs a moment to notice that the lock's owner is gone: seconds, and between two tries.
 _LOCK_PATIENCE_S: Final = 3.0
 _LOCK_POLL_S: Final = 0.2
-# Rows between two looks at other tasks while a COPY is encoded: about 2 ms of work.
-_COPY_CHUNK: Final = 500
+# Rows between two looks at other tasks while a COPY is encoded: about 5 ms of work.
+_COPY_CHUNK: Final = 1500
 # PostgreSQL's `integer`. An event's cell_index may be as high, and its notebook then has one cell more.
 _MAX_INTEGER: Final = 2**31 - 1
 # Classes and notebooks known to be stored; only a saving of statements, so it may be forgotten.
@@ -304,10 +304,10 @@ async def _put_sessions(connection: Connection, snapshots: list[Snapshot]) -> No
     moved = [identity for snapshot in snapshots for identity in snapshot.moved]
     if moved:
         await connection.execute(
-            "delete from learning_sessions using unnest($1::uuid[], $2::timestamptz[]) as gone(id, started_at) "
-            "where learning_sessions.id = gone.id and learning_sessions.started_at = gone.started_at",
+            "delete from learning_sessions using unnest($1::uuid[], $2::bigint[]) as gone(id, started_at) "
+            "where learning_sessions.id = gone.id and learning_sessions.started_at = from_ms(gone.started_at)",
             [identity for identity, _ in moved],
-            [to_datetime(started_at) for _, started_at in moved],
+            [started_at for _, started_at in moved],
         )
     rows: list[tuple[UserKey, SessionRow]] = [
         (snapshot.key, row) for snapshot in snapshots for row in snapshot.sessions
@@ -316,9 +316,12 @@ async def _put_sessions(connection: Connection, snapshots: list[Snapshot]) -> No
         return
     await connection.execute(
         "insert into learning_sessions (id, user_id, notebook_id, class_id, client_session_id, started_at, ended_at, "
-        "closed, total_duration_ms, cell_executions, error_count) select * from unnest($1::uuid[], $2::uuid[], "
-        "$3::uuid[], $4::text[], $5::text[], $6::timestamptz[], $7::timestamptz[], $8::bool[], $9::bigint[], "
-        "$10::int[], $11::int[]) on conflict (id, started_at) do update set ended_at = excluded.ended_at, "
+        "closed, total_duration_ms, cell_executions, error_count) select id, user_id, notebook_id, class_id, "
+        "client_session_id, from_ms(started_at), from_ms(ended_at), closed, "
+        "ended_at - started_at, cell_executions, error_count from unnest($1::uuid[], $2::uuid[], $3::uuid[], "
+        "$4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::bool[], $9::int[], $10::int[]) as new(id, user_id, "
+        "notebook_id, class_id, client_session_id, started_at, ended_at, closed, cell_executions, error_count) "
+        "on conflict (id, started_at) do update set ended_at = excluded.ended_at, "
         "closed = excluded.closed, total_duration_ms = excluded.total_duration_ms, "
         "cell_executions = excluded.cell_executions, error_count = excluded.error_count, updated_at = now()",
         [row.id for _, row in rows],
@@ -326,10 +329,9 @@ async def _put_sessions(connection: Connection, snapshots: list[Snapshot]) -> No
         [None if row.notebook_path is None else notebook_uuid(key[0], row.notebook_path) for key, row in rows],
         [key[0] for key, _ in rows],
         [row.client_session for _, row in rows],
-        [to_datetime(row.started_at) for _, row in rows],
-        [to_datetime(row.ended_at) for _, row in rows],
+        [row.started_at for _, row in rows],
+        [row.ended_at for _, row in rows],
         [row.closed for _, row in rows],
-        [row.ended_at - row.started_at for _, row in rows],
         [row.executions for _, row in rows],
         [row.errors for _, row in rows],
     )
@@ -341,8 +343,8 @@ async def _put_snapshots(connection: Connection, flush: Flush) -> None:
         return
     await connection.execute(
         "insert into session_snapshots (class_id, user_id, journal_id, applied_seq, last_receipt, state) "
-        "select class_id, user_id, $1, applied_seq, last_receipt, state from unnest($2::text[], $3::text[], "
-        "$4::bigint[], $5::timestamptz[], $6::bytea[]) as new(class_id, user_id, applied_seq, last_receipt, state) "
+        "select class_id, user_id, $1, applied_seq, from_ms(last_receipt), state from unnest($2::text[], $3::text[], "
+        "$4::bigint[], $5::bigint[], $6::bytea[]) as new(class_id, user_id, applied_seq, last_receipt, state) "
         "on conflict (class_id, user_id) do update set journal_id = excluded.journal_id, "
         "applied_seq = excluded.applied_seq, last_receipt = excluded.last_receipt, state = excluded.state, "
         "updated_at = now()",
@@ -350,7 +352,7 @@ async def _put_snapshots(connection: Connection, flush: Flush) -> None:
         [snapshot.key[0] for snapshot in snapshots],
         [snapshot.key[1] for snapshot in snapshots],
         [snapshot.applied_seq for snapshot in snapshots],
-        [to_datetime(snapshot.last_receipt) for snapshot in snapshots],
+        [snapshot.last_receipt for snapshot in snapshots],
         [snapshot.state for snapshot in snapshots],
     )
 
