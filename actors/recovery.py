@@ -16,7 +16,7 @@ from engine.session import UserState
 from engine.watermark import Part
 
 from .router import Router
-from .session import SessionContext
+from .session import SessionContext, bury
 
 # Between two tries to reach a store that is away, in seconds: short, because the teacher's view waits for it.
 RETRY_S: Final = 0.5
@@ -74,6 +74,7 @@ class Recovery:
         self._store = store
         self._router = router
         self._dirty = context.dirty
+        self._mailboxes = context.mailboxes
         self._unsettled = context.mailboxes.unsettled
         self._part = part
         self._accept_gap = accept_gap
@@ -93,7 +94,9 @@ class Recovery:
 
         A refusal ends it: `refused` tells why, events stay in the journal, and live state goes on from now.
         """
-        with self._scope:
+        if self._scope.cancel_called:
+            return
+        with trio.CancelScope() as self._scope:  # a new one each time: `run` is run again when it fails
             if not self.done.is_set():
                 try:
                     await self._persist(self._recover)
@@ -166,7 +169,10 @@ class Recovery:
                     state = pasts[key].state
                     self._router.observe(event)
                     if seq > state.position(journal_id):
-                        state.apply(event, commit.received_at, self._idle_ms)
+                        try:
+                            state.apply(event, commit.received_at, self._idle_ms)
+                        except Exception as error:  # noqa: BLE001 - one event must not stop everybody's recovery
+                            bury(self._mailboxes, seq, event, error)
                         state.advance(journal_id, seq)
                         firsts.setdefault(key, seq)
                 await trio.lowlevel.checkpoint()
@@ -192,7 +198,7 @@ class Recovery:
             actors = {key: actor for key, actor in waiting.items() if not actor.settled}
             try:
                 states = await self._store.snapshots(actors)
-            except (StoreUnavailableError, trio.Cancelled):
+            except BaseException:
                 for key, actor in actors.items():
                     self._unsettled.put(key, actor)
                 raise

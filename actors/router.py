@@ -130,7 +130,8 @@ class Router:
     def adopt_notebook(self, class_id: str, path: str, totals: NotebookTotals) -> None:
         """A notebook's size, as a store knew it."""
         mine = self.cohort(class_id).notebooks.setdefault(path, NotebookTotals())
-        mine.merge(totals)
+        if mine.merge(totals):
+            self._mailboxes.resized.put((class_id, path), None)
 
     def _spawn(self, key: UserKey) -> SessionActor:
         assert self._nursery is not None, "run() has not started"

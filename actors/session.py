@@ -1,6 +1,6 @@
 """The session actor: one task per (class, user), the only owner of that student's live state."""
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import structlog
 import trio
@@ -13,6 +13,9 @@ from engine.session import UserState, merge
 from engine.watermark import Part
 
 from .mailboxes import Mailboxes
+
+# Dead letters that wait for the store; more are in the log only, and their events in the journal and the rows.
+_MAX_DEAD_LETTERS: Final = 10_000
 
 log = structlog.get_logger("session")
 
@@ -122,10 +125,8 @@ class SessionActor:
                 continue
             try:
                 state.apply(event, delivery.received_at, context.idle_ms)
-            except Exception as error:
-                place = _place_of(error)
-                log.exception("event could not be applied", seq=seq, event_type=event.event_type, place=place)
-                context.mailboxes.dead_letters.put(seq, DeadLetter(seq, event, type(error).__name__, place))
+            except Exception as error:  # noqa: BLE001 - a bad event hurts only itself
+                bury(context.mailboxes, seq, event, error)
         first_seq, last_seq = delivery.events[0][0], delivery.events[-1][0]
         state.advance(context.journal, last_seq)
         context.dirty.mark(self.key, first_seq, self)
@@ -135,6 +136,14 @@ class SessionActor:
 
 def _profile(state: UserState) -> tuple[str | None, str | None]:
     return (None if state.name is None else state.name[1], None if state.team is None else state.team[1])
+
+
+def bury(mailboxes: Mailboxes, seq: int, event: Event, error: Exception) -> None:
+    """An event that could not be applied becomes a dead letter."""
+    place = _place_of(error)
+    log.error("event could not be applied", seq=seq, event_type=event.event_type, place=place, exc_info=error)
+    if len(mailboxes.dead_letters) < _MAX_DEAD_LETTERS:
+        mailboxes.dead_letters.put(seq, DeadLetter(seq, event, type(error).__name__, place))
 
 
 def _place_of(error: BaseException) -> str:

@@ -95,6 +95,7 @@ class ClassTopic:
         if not self._view.dirty:
             return
         self.seq += 1
+        self._snapshot = None  # one made before has the seq before
         frame = self._frame("delta", "changes", self._view.take_changes())
         for subscriber in self.subscribers:
             subscriber.offer(self.name, frame)

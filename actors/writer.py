@@ -22,7 +22,7 @@ _RETRY_S: Final = 0.5
 # at most, however often it changes: the cost of states does not grow with the rate of events.
 _MAX_SNAPSHOTS: Final = 500
 # States in one flush when there are no rows to write: all that are dirty go, in a few transactions.
-_MAX_IDLE_SNAPSHOTS: Final = 2000
+_MAX_IDLE_SNAPSHOTS: Final = 1000
 
 log = structlog.get_logger("writer")
 
@@ -82,7 +82,9 @@ class StoreWriter:
 
     async def run(self) -> None:
         """Flush until `finish`, then what is left. Cancel it to give up what is left: the journal has it."""
-        with self._scope:
+        if self._scope.cancel_called:
+            return
+        with trio.CancelScope() as self._scope:  # a new one each time: `run` is run again when it fails
             await self._recovery.done.wait()
             while not await self._attempt():
                 if self._finishing.is_set():
@@ -96,8 +98,6 @@ class StoreWriter:
             await self._resume()
             await self._serve()
         except (StoreUnavailableError, StoreRefusedError) as error:
-            for actor in self._dirty.failed():
-                actor.unsure()
             if self._fault is None:
                 log.warning("store is away; events stay in the journal", store=self._store.name, reason=str(error))
             self._fault = str(error)
@@ -152,21 +152,24 @@ class StoreWriter:
         letters = self._dead_letters.take_all()
         if not (commits or actors or notebooks or letters):
             return False
-        snapshots = [actor.snapshot() for actor in actors]
-        floor = max(self._floor, self._dirty.floor(self._watermark.value, with_taken=False))
-        flush = Flush(
-            journal_id=self._journal.id,
-            after=self.offset,
-            upto=upto,
-            commits=commits,
-            snapshots=snapshots,
-            snapshot_floor=floor,
-            notebooks=[(class_id, path, totals) for (class_id, path), totals in notebooks.items()],
-            dead_letters=list(letters.values()),
-        )
         try:
-            await self._store.write(flush)
-        except (StoreUnavailableError, trio.Cancelled):
+            snapshots = [actor.snapshot() for actor in actors]
+            floor = max(self._floor, self._dirty.floor(self._watermark.value, with_taken=False))
+            await self._store.write(
+                Flush(
+                    journal_id=self._journal.id,
+                    after=self.offset,
+                    upto=upto,
+                    commits=commits,
+                    snapshots=snapshots,
+                    snapshot_floor=floor,
+                    notebooks=[(class_id, path, totals) for (class_id, path), totals in notebooks.items()],
+                    dead_letters=list(letters.values()),
+                )
+            )
+        except BaseException:
+            for actor in self._dirty.failed():
+                actor.unsure()
             for key, totals in notebooks.items():
                 self._notebooks.put(key, totals)
             for seq, letter in letters.items():

@@ -44,7 +44,7 @@ create table if not exists offsets (store text primary key, seq integer not null
 # Events in one transaction. Bounds how long one commit can take, and so how long the next waits.
 _MAX_COMMIT_EVENTS: Final = 5000
 # Events that may wait for a commit. Past it the disk is hopelessly behind, and 503 is the honest answer.
-_MAX_QUEUED_EVENTS: Final = 50_000
+_MAX_QUEUED_EVENTS: Final = 20_000
 # How long one look at the free disk counts, in seconds.
 _DISK_CHECK_S: Final = 1.0
 # Payload that one `read` may bring into memory.

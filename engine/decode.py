@@ -68,6 +68,10 @@ class Decoded(NamedTuple):
     single: bool
 
 
+class _NoConstantError(ValueError):
+    """NaN or an infinity, which Python's decoder would take."""
+
+
 class _InvalidError(Exception):
     """A field is not as the contract says; the message is for the client."""
 
@@ -128,12 +132,16 @@ def _duration(raw: Any) -> float:
 def _user_id(raw: Any) -> str:
     if type(raw) is not str:
         _expected("a string", raw)
-    text = raw.strip()
+    text = tidy_user_id(raw)
     if not 1 <= len(text) <= 254:
         raise _InvalidError(f"must have 1 to 254 characters, has {len(text)}")
-    if "@" in text:  # an email: only its ASCII letters are known to be the same in both cases
-        return text.lower() if text.isascii() else text.translate(_ASCII_LOWER)
     return text
+
+
+def tidy_user_id(text: str) -> str:
+    """A user id as it is stored: trimmed, and the ASCII letters of an email lower case."""
+    text = text.strip()
+    return text.translate(_ASCII_LOWER) if "@" in text else text
 
 
 def _event_type(raw: Any) -> str:
@@ -278,8 +286,10 @@ def _json(body: bytes) -> Any:
             raise MalformedError(f"not UTF-8 at byte {error.start}") from None
         except json.JSONDecodeError as error:
             raise MalformedError(f"not JSON: {error}") from None
-        except ValueError as error:  # an integer of thousands of digits, or one of the constants below
+        except _NoConstantError as error:
             raise MalformedError(f"not JSON: {error}") from None
+        except ValueError:
+            raise MalformedError("a number has thousands of digits") from None
         except RecursionError:
             raise MalformedError("nested too deeply") from None
     except RecursionError:
@@ -294,7 +304,7 @@ def _json(body: bytes) -> Any:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON value")
+    raise _NoConstantError(f"{name} is not a JSON value")
 
 
 def _scrub(value: Any) -> Any:

@@ -34,7 +34,7 @@ from engine.event import (
 MAX_NOTEBOOKS: Final = 128
 MAX_SESSIONS: Final = 256
 MAX_CELLS: Final = 500  # a notebook
-MAX_FAILURES: Final = 64  # in a row, of one cell, that are kept one by one; more are only counted
+MAX_FAILURES: Final = 32  # in a row, of one cell, that are kept one by one; more are only counted
 MAX_REQUESTS: Final = 64  # for help, kept one by one
 MAX_JOURNALS: Final = 8  # positions remembered, newest last: a state outlives the journals it was fed from
 # A client that repeats its call for help does so within 30 s, and lapses 60 s after the last (contract, Live stream).

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from engine.clock import rfc3339
-from engine.decode import DEFAULT_CLASS, is_class_id
+from engine.decode import DEFAULT_CLASS, is_class_id, tidy_user_id
 from engine.errors import StoreRefusedError, StoreUnavailableError
 from engine.ports import LiveFeed, SessionQueries, SessionRow
 
@@ -67,7 +67,7 @@ class _Routes:
 
     async def user_sessions(self, request: Request) -> Response:
         """One student's sessions, newest first: the stored ones, with what is live in the place of what was stored."""
-        user_id = request.path_params["user_id"]
+        user_id = tidy_user_id(request.path_params["user_id"])
         class_id = _class_id(request.query_params.get("class", DEFAULT_CLASS))
         notebook = request.query_params.get("notebook") or None
         limit = _limit(request.query_params.get("limit", "10"))

@@ -263,7 +263,9 @@ class Connection:
         self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
+        """One header. Trailers of a chunked body come here too; nothing needs them."""
+        if self._head_complete:
+            return
         self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:

@@ -8,7 +8,7 @@ import attrs
 import pytest
 import trio
 
-from adapters.journal import SqliteJournal
+from adapters.journal import _MAX_QUEUED_EVENTS, SqliteJournal
 from adapters.lock import DirectoryLock
 from engine.errors import StartError, UnavailableError
 from tests.adapters.events import NOW, Sink, append, event, kept
@@ -30,7 +30,7 @@ def clock():
 
 
 @pytest.fixture
-def start(tmp_path, clock, nursery):
+async def start(tmp_path, clock, nursery):
     """Open the journal and run its commit loop; what was opened last is closed at the end."""
     opened = []
 
@@ -43,15 +43,20 @@ def start(tmp_path, clock, nursery):
         journal.ended = trio.Event()
 
         async def run():
-            await journal.run(journal.sink)
-            journal.ended.set()
+            try:
+                await journal.run(journal.sink)
+            finally:
+                journal.ended.set()
 
         nursery.start_soon(run)
         return journal
 
     yield start
-    for journal in opened:
-        journal.close()
+    nursery.cancel_scope.cancel()
+    with trio.CancelScope(shield=True):
+        for journal in opened:
+            await journal.ended.wait()  # its thread must not be at work in what is closed
+            journal.close()
 
 
 async def stop(journal):
@@ -211,7 +216,7 @@ async def test_one_commit_is_bounded(start):
 
 async def test_more_waiting_than_the_disk_can_take_is_refused(start):
     journal = start()
-    receipts = [append(journal, *(event(named=False) for _ in range(1000))) for _ in range(50)]
+    receipts = [append(journal, *(event(named=False) for _ in range(1000))) for _ in range(_MAX_QUEUED_EVENTS // 1000)]
     with pytest.raises(UnavailableError, match="wait for the disk"):
         append(journal, event())
     for receipt in receipts:

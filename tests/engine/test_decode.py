@@ -298,6 +298,7 @@ def test_more_events_than_a_request_may_have_are_refused_together():
         ("  ana\t", "ana"),
         ("Ana", "Ana"),
         (" Ana@Example.COM ", "ana@example.com"),
+        ("Ana@Example.COM", "ana@example.com"),
         ("Éva@Example.com", "Éva@example.com"),
         ("İ@X", "İ@x"),
         ("a b", "a b"),

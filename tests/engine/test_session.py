@@ -13,7 +13,7 @@ from engine.event import CELL_TYPES, HELP_RESOLVED, Event, UserKey
 from engine.rows import decode_state, encode_state, session_rows
 from engine.session import UserState, cell_key, merge
 from tests.engine.pipeline import Pipeline
-from tests.engine.strategies import IDLE_MS, START, event_lists, state_of
+from tests.engine.strategies import IDLE_MS, START, event_lists, many, state_of
 
 MINUTE = 60_000
 
@@ -82,7 +82,7 @@ def test_a_snapshot_goes_on_as_if_it_had_not_been_taken(events):
 
 
 USERS = ("ana", "ben")
-_indexes = st.lists(st.integers(0, 15), min_size=1, max_size=8)
+_indexes = st.lists(st.integers(0, 15), min_size=1, max_size=4)
 _steps = st.one_of(
     st.tuples(st.just("deliver"), _indexes),
     st.tuples(st.just("deliver"), _indexes),
@@ -114,7 +114,7 @@ def play(pipeline: Pipeline, events: list[Event], steps: list[tuple[Any, ...]]) 
     pipeline.flush(limit=len(USERS), committed=True, answered=True)
 
 
-@given(event_lists(users=USERS, max_size=16).filter(bool), st.lists(_steps, max_size=16))
+@given(event_lists(users=USERS, max_size=16).filter(bool), many(_steps, 20))
 def test_repeats_and_crashes_leave_the_state_of_a_clean_run(events, steps):
     pipeline = Pipeline(IDLE_MS, received_at=START)
     play(pipeline, events, steps)
@@ -131,7 +131,7 @@ def test_repeats_and_crashes_leave_the_state_of_a_clean_run(events, steps):
         assert sorted(session_rows(stored), key=repr) == sorted(session_rows(clean), key=repr)
 
 
-@given(event_lists(users=USERS, max_size=16).filter(bool), st.lists(_steps, max_size=16))
+@given(event_lists(users=USERS, max_size=16).filter(bool), many(_steps, 20))
 def test_the_table_of_sessions_holds_no_row_that_a_session_left_behind(events, steps):
     pipeline = Pipeline(IDLE_MS, received_at=START)
     play(pipeline, events, steps)
@@ -143,7 +143,7 @@ def test_the_table_of_sessions_holds_no_row_that_a_session_left_behind(events, s
     assert pipeline.table == expected
 
 
-@given(event_lists(users=USERS, max_size=16).filter(bool), st.lists(_steps, max_size=16))
+@given(event_lists(users=USERS, max_size=16).filter(bool), many(_steps, 20))
 def test_the_floor_never_passes_an_event_that_a_stored_snapshot_lacks(events, steps):
     pipeline = Pipeline(IDLE_MS, received_at=START)
     play(pipeline, events, steps)
@@ -151,6 +151,21 @@ def test_the_floor_never_passes_an_event_that_a_stored_snapshot_lacks(events, st
     pipeline.recover()
     assert not len(pipeline.dirty)
     assert pipeline.floor == pipeline.last_seq
+
+
+def test_a_start_that_names_no_notebook_is_no_session_once_its_client_session_has_one():
+    start = event(1, "session_start", session_id="s1")
+    run = event(2, session_id="s1")
+    assert [row.notebook_path for row in session_rows(state_of([start]))] == [None]
+    assert [row.notebook_path for row in session_rows(state_of([start, run]))] == ["n1"]
+    assert [row.notebook_path for row in session_rows(state_of([run, start]))] == ["n1"]
+
+
+def test_a_call_exactly_60_s_after_the_last_belongs_to_the_same_call():
+    calls = [event(number, "help_requested", at=at) for number, at in enumerate((0, 60_000, 70_000))]
+    assert state_of(calls).help.since == START
+    calls.append(event(9, "help_requested", at=130_001))
+    assert state_of(calls).help.since == START + 130_001
 
 
 # --- what the state says, against the slow and obvious way

@@ -1,0 +1,236 @@
+"""Snapshots and deltas: conflated, in sequence, encoded once."""
+
+import json
+from itertools import pairwise
+
+import pytest
+import trio
+
+from actors import topic as topic_module
+from actors.subscriber import Subscriber
+from engine.errors import UnknownTopicError
+from tests.actors.world import INTERVAL_S, OUTBOX_FRAMES, Watcher
+from tests.adapters.events import NOW, event, run
+
+
+def overview(world):
+    return world.broadcaster.overview("default")
+
+
+async def test_a_snapshot_then_deltas_make_the_present_state(autojump_clock, world):
+    await world.post(run(user_name="Ann"), run("bob", has_error=True))
+    watcher = Watcher(world)
+    frame = await watcher.take()
+    assert (frame["type"], frame["topic"]) == ("snapshot", "class:default")
+    assert watcher.state == overview(world)["state"]
+    for batch in ([run()], [run("cid"), run("bob", time=NOW + 1)], [event(event_type="help_requested")]):
+        await world.post(*batch)
+        frame = await watcher.take()
+        assert frame["type"] == "delta"
+        assert watcher.state == overview(world)["state"]
+        assert watcher.seq == overview(world)["seq"]
+    assert watcher.state["users"]["ann"]["status"] == "help"
+    assert len({frame["epoch"] for frame in watcher.frames}) == 1
+
+
+async def test_a_delta_holds_only_what_changed(autojump_clock, world):
+    await world.post(run(user_name="Ann"), run("bob"))
+    watcher = Watcher(world)
+    await watcher.take()
+    await world.post(run(cell_index=4))
+    await watcher.take()
+    await world.post(run(cell_index=4, time=NOW + 1000))
+    frame = await watcher.take()
+    assert set(frame["changes"]["users"]) == {"ann"}
+    assert "user_name" not in frame["changes"]["users"]["ann"]
+    assert frame["changes"]["users"]["ann"]["cell_executions"] == 3
+
+
+async def test_changes_within_an_interval_share_a_frame(autojump_clock, world):
+    watcher = Watcher(world)
+    await watcher.take()
+    for number in range(50):
+        world.router.accept([run(cell_index=number)], lambda outcome: None)
+        await trio.testing.wait_all_tasks_blocked()
+    frame = await watcher.take()
+    assert frame["changes"]["users"]["ann"]["cell_executions"] == 50
+    await watcher.nothing_more()
+
+
+async def test_frames_come_no_faster_than_the_interval(autojump_clock, world):
+    watcher = Watcher(world)
+    await watcher.take()
+    times = []
+    for _ in range(5):
+        await world.post(run())
+        await watcher.take()
+        times.append(trio.current_time())
+    assert all(b - a == pytest.approx(INTERVAL_S) for a, b in pairwise(times))
+
+
+async def test_a_frame_is_encoded_once_for_all(autojump_clock, world, monkeypatch):
+    encoded = []
+    encode = topic_module._encode
+    monkeypatch.setattr(topic_module, "_encode", lambda body: encoded.append(body) or encode(body))
+    await world.post(run())
+    watchers = [Watcher(world) for _ in range(20)]
+    for watcher in watchers:
+        await watcher.take()
+    assert len(encoded) == 1
+    await world.post(run())
+    for watcher in watchers:
+        await watcher.take()
+    assert len(encoded) == 2
+
+
+async def test_a_late_subscriber_follows_on_from_its_snapshot(autojump_clock, world):
+    first = Watcher(world)
+    await world.post(run())
+    await first.take()
+    with trio.move_on_after(INTERVAL_S * 3):
+        await first.take()
+    late = Watcher(world)
+    await late.take()
+    assert late.seq == overview(world)["seq"]
+    await world.post(run())
+    await late.take()  # it fails where a seq is missing between
+    assert late.state == overview(world)["state"]
+
+
+async def test_nothing_is_sent_when_nothing_changed(autojump_clock, world):
+    await world.post(run())
+    watcher = Watcher(world)
+    await watcher.take()
+    await watcher.nothing_more()
+
+
+async def test_time_alone_changes_a_status(autojump_clock, world):
+    await world.post(run())
+    watcher = Watcher(world)
+    await watcher.take()
+    assert watcher.state["users"]["ann"]["status"] == "active"
+    for later, status in ((180_000, "idle"), (420_000, "offline")):
+        world.clock.now += later
+        frame = await watcher.take()
+        assert frame["changes"]["users"]["ann"] == {"status": status}
+        assert frame["changes"]["summary"][status] == 1
+
+
+async def test_classes_are_topics_of_their_own(autojump_clock, world):
+    watcher = Watcher(world)
+    await watcher.take()
+    await world.post(run(class_id="other"))
+    await watcher.nothing_more()
+    assert world.broadcaster.overview("other")["state"]["summary"]["total_students"] == 1
+
+
+async def test_an_unknown_topic_is_named(autojump_clock, world):
+    outbox = world.broadcaster.connect()
+    for name in ("nothing", "class:", "class:a b", "user:x/y"):
+        with pytest.raises(UnknownTopicError, match="class:<class id>"):
+            outbox.subscribe(name)
+
+
+async def test_after_unsubscribing_nothing_comes(autojump_clock, world):
+    watcher = Watcher(world)
+    await watcher.take()
+    await world.post(run())
+    watcher.outbox.unsubscribe("class:default")
+    await watcher.nothing_more()
+    watcher.outbox.subscribe("class:default")
+    assert (await watcher.take())["type"] == "snapshot"
+    assert watcher.state == overview(world)["state"]
+
+
+async def test_a_slow_subscriber_gets_a_fresh_snapshot_and_delays_nobody(autojump_clock, world):
+    slow, quick = Watcher(world), Watcher(world)
+    await slow.take()
+    await quick.take()
+    for number in range(3 * OUTBOX_FRAMES):
+        await world.post(run(cell_index=number))
+        await quick.take()
+        assert len(slow.outbox._frames) <= OUTBOX_FRAMES
+    assert slow.outbox.conflated > 0
+    frame = await slow.take()
+    assert frame["type"] == "snapshot"
+    assert slow.state == quick.state
+    await world.post(run())
+    await slow.take()
+    await quick.take()
+    assert slow.state == quick.state
+
+
+# --- the outbox alone
+
+
+class Topics:
+    def __init__(self):
+        self.made = 0
+        self.members = set()
+
+    def outbox(self, capacity=3):
+        return Subscriber(
+            capacity, lambda _, name: self.members.add(name), lambda _, name: self.members.discard(name), self.fresh
+        )
+
+    def fresh(self, topic):
+        self.made += 1
+        return json.dumps({"snapshot": topic, "made": self.made})
+
+
+async def test_an_outbox_conflates_one_topic_and_keeps_the_others():
+    topics = Topics()
+    outbox = topics.outbox()
+    for name in ("a", "b"):
+        outbox.subscribe(name)
+        await outbox.next_frame()
+    outbox.offer("b", "b1")
+    for number in range(10):
+        outbox.offer("a", f"a{number}")
+    assert await outbox.next_frame() == "b1"
+    assert json.loads(await outbox.next_frame())["snapshot"] == "a"
+    outbox.offer("a", "a10")
+    assert await outbox.next_frame() == "a10"
+
+
+async def test_a_snapshot_is_made_when_it_is_taken():
+    topics = Topics()
+    outbox = topics.outbox()
+    outbox.subscribe("a")
+    outbox.offer("a", "the snapshot will hold it")
+    assert topics.made == 0
+    await outbox.next_frame()
+    assert topics.made == 1
+
+
+async def test_a_reader_that_waits_is_woken(autojump_clock):
+    topics = Topics()
+    outbox = topics.outbox()
+    taken = []
+
+    async def read():
+        while True:
+            taken.append(await outbox.next_frame())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        outbox.subscribe("a")
+        await trio.testing.wait_all_tasks_blocked()
+        outbox.offer("a", "a1")
+        await trio.testing.wait_all_tasks_blocked()
+        assert taken[1:] == ["a1"]
+        for number in range(10):
+            outbox.offer("a", f"a{number}")
+        await trio.testing.wait_all_tasks_blocked()
+        assert json.loads(taken[-1])["snapshot"] == "a"
+        nursery.cancel_scope.cancel()
+
+
+def test_a_closed_outbox_leaves_every_topic():
+    topics = Topics()
+    outbox = topics.outbox()
+    outbox.subscribe("a")
+    outbox.subscribe("b")
+    outbox.close()
+    assert topics.members == set()
