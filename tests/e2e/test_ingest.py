@@ -8,7 +8,9 @@ from uuid import UUID, uuid4
 import pytest
 
 from tests.e2e import stored
-from tests.e2e.api import EVENTS, JSON, ndjson
+from tests.e2e.api import EVENTS, JSON, Api, ndjson
+from tests.e2e.daemon import Daemon
+from tests.e2e.postgres_server import free_port
 from tests.e2e.recording import parsed
 from tests.e2e.samples import activity, new_user, now, run
 from tests.e2e.wire import Connection, request_bytes, send_raw
@@ -389,16 +391,29 @@ async def test_a_missing_time_is_the_time_of_receipt(api, shared_database):
     assert before <= parsed(row["event_timestamp"]) <= datetime.now(UTC)
 
 
-async def test_code_and_result_are_kept_nowhere(api, shared_daemon, shared_database):
+def with_secrets(user: str) -> tuple[str, list[dict]]:
     canary = f"canary{uuid4().hex}"
-    user = new_user()
     secrets = {"code": f"x = '{canary}'", "result": canary * 4000}
-    await api.accept(
-        [run(user, **secrets), run(user, data=secrets), activity(user, **secrets, data={"n": 1} | secrets)]
-    )
-    await api.post([activity(user, **secrets, cell_index="wrong")])
+    return canary, [run(user, **secrets), run(user, data=secrets), activity(user, **secrets, data={"n": 1} | secrets)]
+
+
+async def test_code_and_result_never_reach_the_journal(data_dir):
+    """PostgreSQL is away, so all that was accepted is still in the journal."""
+    user = new_user()
+    canary, events = with_secrets(user)
+    async with Daemon(data_dir, dsn=f"postgresql://postgres@127.0.0.1:{free_port()}/nobody") as daemon:
+        await Api(daemon).accept(events)
+        assert files_with(data_dir, user), "the journal should be found below the data directory"
+        assert files_with(data_dir, canary) == []
+        assert canary not in daemon.stderr
+
+
+async def test_code_and_result_are_kept_nowhere(api, shared_daemon, shared_database):
+    user = new_user()
+    canary, events = with_secrets(user)
+    await api.accept(events)
+    await api.post([activity(user, code=canary, cell_index="wrong")])
     await api.wait_flushed()
-    assert files_with(shared_daemon.data_dir, user), "the journal should be found below the data directory"
     assert files_with(shared_daemon.data_dir, canary) == []
     assert canary not in shared_daemon.stderr
     tables = await shared_database.query("select tablename from pg_tables where schemaname = 'public'")
