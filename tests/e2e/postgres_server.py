@@ -1,5 +1,7 @@
 """A PostgreSQL server for tests: the wheel's binaries, a port of its own, and a plug that can be pulled."""
 
+import atexit
+import functools
 import importlib.util
 import itertools
 import json
@@ -8,6 +10,7 @@ import pwd
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import tempfile
 import time
@@ -27,7 +30,21 @@ def wheel() -> Path:
     return Path(spec.origin).parent
 
 
-BINARIES = wheel() / "pginstall18" / "bin"
+@functools.cache
+def binaries() -> Path:
+    """The wheel's programs; a copy of them where whoever runs PostgreSQL cannot reach the virtual environment."""
+    package = wheel()
+    if unprivileged_user() is None or all(folder.stat().st_mode & stat.S_IXOTH for folder in package.parents):
+        return package / "pginstall18" / "bin"
+    top = Path(tempfile.mkdtemp(prefix="classpulse-test-binaries-"))
+    atexit.register(shutil.rmtree, top, ignore_errors=True)
+    top.chmod(0o755)
+    libraries = package.with_name(f"{package.name}.libs")  # the programs look for them at this remove
+    for tree in (package / "pginstall18", libraries):
+        shutil.copytree(tree, top / tree.relative_to(package.parent), ignore=shutil.ignore_patterns("include", "*.a"))
+    return top / package.name / "pginstall18" / "bin"
+
+
 START_WITHIN_S = 30
 STOP_WITHIN_S = 20
 
@@ -69,7 +86,7 @@ def query(dsn: str, sql: str) -> list[dict[str, Any]]:
 
 
 def psql(dsn: str, sql: str) -> str:
-    command = [str(BINARIES / "psql"), "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", dsn, "-c", sql]
+    command = [str(binaries() / "psql"), "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", dsn, "-c", sql]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, f"{sql}\n{done.stderr}"
     return done.stdout
@@ -117,7 +134,7 @@ class PostgresServer:
         options = [f"-c{key}={value}" for key, value in SETTINGS.items()]
         with (self._base / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [BINARIES / "postgres", "-D", self._base / "data", *options],
+                [binaries() / "postgres", "-D", self._base / "data", *options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -156,7 +173,7 @@ class PostgresServer:
         if self._user is not None:
             shutil.chown(self._base, user=self._user)
         subprocess.run(
-            [str(BINARIES / "initdb"), "-D", str(self._base / "data"), *INITDB],
+            [str(binaries() / "initdb"), "-D", str(self._base / "data"), *INITDB],
             check=True,
             stdout=subprocess.DEVNULL,
             cwd=self._base,
@@ -168,7 +185,7 @@ class PostgresServer:
             settings.write(f"unix_socket_directories = '{self._base}'\n")
 
     def _answers(self) -> bool:
-        command = [BINARIES / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        command = [binaries() / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         return subprocess.run(command, check=False).returncode == 0
 
     def _family(self) -> list[psutil.Process]:
