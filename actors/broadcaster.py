@@ -53,9 +53,10 @@ class Broadcaster:
         """Publish to the classes that are watched, every interval."""
         while True:
             await trio.sleep(self._interval_s)
-            self._collect()
-            for topic in list(self._watched.values()):
-                topic.publish()
+            if self._watched:  # else the mailboxes conflate until somebody asks
+                self._collect()
+                for topic in list(self._watched.values()):
+                    topic.publish()
 
     # --- engine.ports.LiveFeed
 

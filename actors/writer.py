@@ -21,7 +21,7 @@ from .session import SessionActor, SessionContext
 _RETRY_S: Final = 0.5
 # States in one flush beside rows. With many students the longest dirty go first, so each is written every few flushes
 # at most, however often it changes: the cost of states does not grow with the rate of events.
-_MAX_SNAPSHOTS: Final = 500
+_MAX_SNAPSHOTS: Final = 250
 # States in one flush when there are no rows to write: all that are dirty go, in a few transactions.
 _MAX_IDLE_SNAPSHOTS: Final = 1000
 

@@ -5,7 +5,6 @@ cut while ids, paths and names are rejected, NUL becomes U+2400 and a lone surro
 the rest of its batch goes on. `code` and `result` are checked and dropped: they never reach the journal.
 """
 
-import json
 import re
 from collections.abc import Callable
 from math import isfinite
@@ -17,6 +16,7 @@ from engine.clock import parse_rfc3339
 from engine.errors import MalformedError, TooManyEventsError
 from engine.event import NEEDS_NOTEBOOK, TYPE_ALIASES, Event
 from engine.ids import uuid7
+from engine.jsontext import decode_json, encode_json
 from engine.wire import Rules, decode_plain
 
 DEFAULT_CLASS: Final = "default"
@@ -27,7 +27,6 @@ MAX_OBJECT_BYTES: Final = 16 * 1024  # of `data` and of `metadata`, as compact J
 # PostgreSQL's `integer`: counts and indexes are stored in it.
 _INT_MIN: Final = -(2**31)
 _INT_MAX: Final = 2**31 - 1
-_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 _JSON_NAMES: Final[dict[type, str]] = {
     str: "a string",
@@ -66,10 +65,6 @@ class Decoded(NamedTuple):
     events: list[Event]
     rejected: list[Rejected]
     single: bool
-
-
-class _NoConstantError(ValueError):
-    """NaN or an infinity, which Python's decoder would take."""
 
 
 class _InvalidError(Exception):
@@ -224,8 +219,6 @@ _SPELLINGS: Final[dict[str, tuple[str, int, Check]]] = {
     for rank, spelling in enumerate((name, *others))
 }
 _NEVER_KEPT: Final = ("code", "result")
-_decode_json: Final = msgspec.json.Decoder().decode
-_encode_json: Final = msgspec.json.Encoder().encode
 
 
 def decode_body(body: bytes, *, ndjson: bool, received_at: int, max_events: int) -> Decoded:
@@ -243,7 +236,7 @@ def decode_any(body: bytes, *, ndjson: bool, received_at: int, max_events: int) 
     if ndjson:
         items, single = _lines(body), False
     else:
-        document = _json(body)
+        document = decode_json(body)
         single = type(document) is dict
         items = document if type(document) is list else [document]
     if len(items) > max_events:
@@ -269,53 +262,10 @@ def _lines(body: bytes) -> list[Any]:
     for line in body.split(b"\n"):
         if line.strip():
             try:
-                items.append(_json(line))
+                items.append(decode_json(line))
             except MalformedError as error:
                 items.append(error)
     return items
-
-
-def _json(body: bytes) -> Any:
-    """Decode JSON. What the fast decoder refuses (lone surrogates, numbers past a double) the standard one settles."""
-    try:
-        document = _decode_json(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        try:
-            document = json.loads(body.decode(), parse_constant=_no_constant)
-        except UnicodeDecodeError as error:
-            raise MalformedError(f"not UTF-8 at byte {error.start}") from None
-        except json.JSONDecodeError as error:
-            raise MalformedError(f"not JSON: {error}") from None
-        except _NoConstantError as error:
-            raise MalformedError(f"not JSON: {error}") from None
-        except ValueError:
-            raise MalformedError("a number has thousands of digits") from None
-        except RecursionError:
-            raise MalformedError("nested too deeply") from None
-    except RecursionError:
-        raise MalformedError("nested too deeply") from None
-    # NUL and surrogates can only come as \u escapes, so most bodies need no second look.
-    if b"\\u0000" in body or b"\\ud" in body or b"\\uD" in body:
-        try:
-            return _scrub(document)
-        except RecursionError:
-            raise MalformedError("nested too deeply") from None
-    return document
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise _NoConstantError(f"{name} is not a JSON value")
-
-
-def _scrub(value: Any) -> Any:
-    """Replace what no store can hold: NUL and lone surrogates."""
-    if type(value) is str:
-        return _SURROGATE.sub("\ufffd", value.replace("\0", "\u2400"))
-    if type(value) is list:
-        return [_scrub(item) for item in value]
-    if type(value) is dict:
-        return {_scrub(key): _scrub(item) for key, item in value.items()}
-    return value
 
 
 def _id_of(item: Any) -> str | None:
@@ -399,24 +349,9 @@ def _lift(data: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 
 def _object_text(name: str, value: dict[str, Any]) -> str:
     try:
-        if not _finite(value):
-            raise _InvalidError(f"{name}: a number in it is out of range")
-        text = _encode_json(value)
-    except RecursionError:
-        raise _InvalidError(f"{name}: nested too deeply") from None
-    except OverflowError:  # integers past 64 bits
-        text = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+        text = encode_json(value)
+    except MalformedError as error:
+        raise _InvalidError(f"{name}: {error}") from None
     if len(text) > MAX_OBJECT_BYTES:
         raise _InvalidError(f"{name}: {len(text)} bytes of JSON; at most {MAX_OBJECT_BYTES} are taken")
     return text.decode()
-
-
-def _finite(value: Any) -> bool:
-    """Whether every number in it is finite; JSON such as 1e999 decodes to infinity, which JSON cannot say back."""
-    if type(value) is float:
-        return isfinite(value)
-    if type(value) is dict:
-        return all(_finite(item) for item in value.values())
-    if type(value) is list:
-        return all(_finite(item) for item in value)
-    return True

@@ -13,7 +13,6 @@ Rules
 
 from bisect import insort
 from collections.abc import Callable, Hashable
-from itertools import pairwise
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -29,17 +28,14 @@ from engine.event import (
     Event,
     Order,
 )
+from engine.help import Help
 
 # Bounds on one student's state. A term's worth of notebooks and reloads fits; a hostile client does not grow past them.
 MAX_NOTEBOOKS: Final = 128
 MAX_SESSIONS: Final = 256
 MAX_CELLS: Final = 500  # a notebook
 MAX_FAILURES: Final = 32  # in a row, of one cell, that are kept one by one; more are only counted
-MAX_REQUESTS: Final = 64  # for help, kept one by one
 MAX_JOURNALS: Final = 8  # positions remembered, newest last: a state outlives the journals it was fed from
-# A client that repeats its call for help does so within 30 s, and lapses 60 s after the last (contract, Live stream).
-HELP_REPEAT_MS: Final = 30_000
-HELP_LAPSE_MS: Final = 60_000
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -110,58 +106,6 @@ class Session(msgspec.Struct, array_like=True):
     def is_closed(self) -> bool:
         """Whether nothing came after its close."""
         return self.closed >= self.end
-
-
-class Help(msgspec.Struct, array_like=True):
-    """Calls for help: those after the latest resolve, ascending."""
-
-    requests: list[Order] = []
-    resolved: Order | None = None
-    began: int | None = None  # where the run of calls began, when calls of it have left `requests`
-    received_at: int = 0  # the latest receipt of a call
-
-    def add(self, order: Order, received_at: int) -> None:
-        """Fold in a call for help."""
-        self.received_at = max(self.received_at, received_at)
-        if self.resolved is None or order > self.resolved:
-            insort(self.requests, order)
-            while len(self.requests) > MAX_REQUESTS:
-                oldest = self.requests.pop(0)
-                if self.began is not None and oldest == order:  # late: those around it have left before
-                    if self.began - oldest[0] <= HELP_LAPSE_MS:
-                        self.began = min(self.began, oldest[0])
-                elif self.requests[0][0] - oldest[0] > HELP_LAPSE_MS:
-                    self.began = None
-                elif self.began is None:
-                    self.began = oldest[0]
-
-    def resolve(self, order: Order) -> None:
-        """Fold in the end of a call for help."""
-        if self.resolved is None or order > self.resolved:
-            self.resolved = order
-            if self.requests and self.requests[0] <= order:
-                self.began = None
-            self.requests = [request for request in self.requests if request > order]
-
-    @property
-    def repeats(self) -> bool:
-        """Whether the client repeats its call, so that silence means it has gone."""
-        times = [time for time, _ in self.requests]
-        return any(after - time <= HELP_REPEAT_MS for time, after in pairwise(times))
-
-    @property
-    def since(self) -> int | None:
-        """Event time at which the present call began; None when there is none."""
-        if not self.requests:
-            return None
-        if not self.repeats:
-            return self.requests[0][0] if self.began is None else self.began
-        start = self.requests[-1][0]
-        for time, _ in reversed(self.requests):
-            if start - time > HELP_LAPSE_MS:  # the earlier call lapsed; this one is new
-                return start
-            start = time
-        return start if self.began is None else self.began
 
 
 class UserState(msgspec.Struct, array_like=True):
@@ -365,7 +309,7 @@ def merge(left: UserState, right: UserState, idle_ms: int) -> UserState:
         left._join(session, idle_ms)  # noqa: SLF001 - the same rule as for one event
     for client, time in right.ended.items():
         left._end(client, time)  # noqa: SLF001
-    _merge_help(left.help, right.help)
+    left.help.merge(right.help)
     return left
 
 
@@ -387,16 +331,6 @@ def _merge_notebook(left: Notebook, right: Notebook) -> None:
             known.add(failure, failed=True)
         if known.failures:
             known.uncounted += cell.uncounted
-
-
-def _merge_help(left: Help, right: Help) -> None:
-    if right.resolved is not None:
-        left.resolve(right.resolved)
-    if right.began is not None and (left.resolved is None or right.began > left.resolved[0]):
-        left.began = right.began if left.began is None else min(left.began, right.began)
-    left.received_at = max(left.received_at, right.received_at)
-    for request in right.requests:
-        left.add(request, right.received_at)
 
 
 def later(known: tuple[Order, Value] | None, new: tuple[Order, Value]) -> tuple[Order, Value]:

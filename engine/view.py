@@ -8,7 +8,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from engine.clock import rfc3339
 from engine.cohort import Cohort
-from engine.session import HELP_LAPSE_MS, Session, UserState
+from engine.help import HELP_LAPSE_MS
+from engine.session import Session, UserState
 
 STATUSES: Final = ("active", "idle", "error", "stuck", "help", "offline")
 # A user's object in a class state: JSON values, absent ones left out.

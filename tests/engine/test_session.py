@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from engine import session
 from engine.event import CELL_TYPES, HELP_RESOLVED, Event, UserKey
+from engine.help import MAX_REQUESTS
 from engine.rows import decode_state, encode_state, session_rows
 from engine.session import UserState, cell_key, merge
 from tests.engine.pipeline import Pipeline
@@ -274,7 +275,7 @@ def test_failures_of_a_cell_are_bounded_but_all_counted():
 
 def test_calls_for_help_are_bounded_and_their_beginning_is_kept():
     state = flood({"event_type": "help_requested"})
-    assert len(state.help.requests) == session.MAX_REQUESTS
+    assert len(state.help.requests) == MAX_REQUESTS
     assert state.help.since == START
 
 
@@ -306,7 +307,7 @@ def test_merging_does_not_grow_past_the_bounds():
     assert len(state.notebooks) <= session.MAX_NOTEBOOKS
     assert len(state.sessions) <= session.MAX_SESSIONS
     assert len(state.ended) <= session.MAX_SESSIONS
-    assert len(state.help.requests) <= session.MAX_REQUESTS
+    assert len(state.help.requests) <= MAX_REQUESTS
     busy = state.notebooks["busy"]
     assert len(busy.cells) <= session.MAX_CELLS
     assert len(busy.results) <= session.MAX_CELLS

@@ -14,7 +14,8 @@ from engine.clock import rfc3339
 from engine.cohort import Cohort
 from engine.decode import decode_body
 from engine.event import CELL_TYPES, Event
-from engine.session import HELP_LAPSE_MS, UserState
+from engine.help import HELP_LAPSE_MS
+from engine.session import UserState
 from engine.view import PROGRESS_UNIT, STATUSES, Thresholds, UserView, current_session, progress_of, user_view
 from tests.engine.strategies import IDLE_MS, START, event_lists, state_of
 

@@ -1,0 +1,84 @@
+"""JSON text in and out, with what no store can hold put right: NUL, lone surrogates, numbers past a double."""
+
+import json
+import re
+from math import isfinite
+from typing import Any, Final, NoReturn
+
+import msgspec
+
+from engine.errors import MalformedError
+
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_decode: Final = msgspec.json.Decoder().decode
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class _NoConstantError(ValueError):
+    """NaN or an infinity, which Python's decoder would take."""
+
+
+def decode_json(body: bytes) -> Any:
+    """Decode JSON. What the fast decoder refuses (lone surrogates, numbers past a double) the standard one settles."""
+    try:
+        document = _decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        try:
+            document = json.loads(body.decode(), parse_constant=_no_constant)
+        except UnicodeDecodeError as error:
+            raise MalformedError(f"not UTF-8 at byte {error.start}") from None
+        except json.JSONDecodeError as error:
+            raise MalformedError(f"not JSON: {error}") from None
+        except _NoConstantError as error:
+            raise MalformedError(f"not JSON: {error}") from None
+        except ValueError:
+            raise MalformedError("a number has thousands of digits") from None
+        except RecursionError:
+            raise MalformedError("nested too deeply") from None
+    except RecursionError:
+        raise MalformedError("nested too deeply") from None
+    # NUL and surrogates can only come as \u escapes, so most bodies need no second look.
+    if b"\\u0000" in body or b"\\ud" in body or b"\\uD" in body:
+        try:
+            return _scrub(document)
+        except RecursionError:
+            raise MalformedError("nested too deeply") from None
+    return document
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise _NoConstantError(f"{name} is not a JSON value")
+
+
+def _scrub(value: Any) -> Any:
+    """Replace what no store can hold: NUL and lone surrogates."""
+    if type(value) is str:
+        return _SURROGATE.sub("\ufffd", value.replace("\0", "\u2400"))
+    if type(value) is list:
+        return [_scrub(item) for item in value]
+    if type(value) is dict:
+        return {_scrub(key): _scrub(item) for key, item in value.items()}
+    return value
+
+
+def encode_json(value: dict[str, Any]) -> bytes:
+    """Compact JSON. Raises MalformedError for what JSON cannot say, or PostgreSQL not read back."""
+    try:
+        if not _finite(value):
+            raise MalformedError("a number in it is out of range")
+        return _encode(value)
+    except RecursionError:
+        raise MalformedError("nested too deeply") from None
+    except OverflowError:  # integers past 64 bits
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _finite(value: Any) -> bool:
+    """Whether every number in it is finite; JSON such as 1e999 decodes to infinity, which JSON cannot say back."""
+    if type(value) is float:
+        return isfinite(value)
+    if type(value) is dict:
+        return all(_finite(item) for item in value.values())
+    if type(value) is list:
+        return all(_finite(item) for item in value)
+    return True
