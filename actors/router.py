@@ -53,11 +53,11 @@ class Router:
 
     def accept(self, events: list[Event], settle: Settle) -> None:
         """See `engine.ports.Intake.accept`."""
-        users = self.users
-        for event in events:
-            actor = users.get((event.class_id, event.user_id))
-            if actor is not None and actor.full:
-                raise UnavailableError(f"too many events of user {event.user_id} wait to be applied")
+        crowded = self._context.crowded
+        if crowded:
+            for event in events:
+                if (event.class_id, event.user_id) in crowded:
+                    raise UnavailableError(f"too many events of user {event.user_id} wait to be applied")
         self._journal.append(events, settle)
 
     # --- the journal's side

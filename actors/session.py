@@ -35,6 +35,7 @@ class SessionContext(NamedTuple):
     idle_ms: int
     dirty: "DirtyUsers[SessionActor]"
     mailboxes: Mailboxes
+    crowded: set[UserKey]  # students whose mailbox is half full: time to refuse more at the edge
 
 
 class SessionActor:
@@ -61,27 +62,27 @@ class SessionActor:
     async def run(self) -> None:
         """Apply deliveries until `retire`, and what waits by then."""
         receive = self._receive
+        crowded = self._context.crowded
         with receive:
             try:
                 while True:
                     self._apply(await receive.receive())
                     self.waiting -= 1
+                    if crowded and 2 * self.waiting <= self._capacity:
+                        crowded.discard(self.key)
             except trio.EndOfChannel:
                 pass
 
     def deliver(self, delivery: Delivery) -> None:
         """Put a delivery into the mailbox. Never waits."""
         self.waiting += 1
+        if 2 * self.waiting > self._capacity:
+            self._context.crowded.add(self.key)
         self._send.send_nowait(delivery)
 
     def retire(self) -> None:
         """Let `run` return."""
         self._send.close()
-
-    @property
-    def full(self) -> bool:
-        """Whether the mailbox is half full: time to refuse more at the edge."""
-        return 2 * self.waiting > self._capacity
 
     def adopt(self, past: Past | None) -> None:
         """Settle what came before: ``past`` holds only events that the live state has not seen."""

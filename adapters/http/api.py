@@ -134,7 +134,7 @@ def _cursor(text: str | None) -> tuple[int, UUID] | None:
         return None
     with suppress(ValueError):
         started_at, _, row_id = urlsafe_b64decode(text).decode("ascii").partition(".")
-        if re.fullmatch(r"-?[0-9]{1,15}", started_at):
+        if re.fullmatch(r"[0-9]{1,13}", started_at):
             return int(started_at), UUID(hex=row_id)
     raise HTTPException(400, "cursor: not one that this server gave; leave it out to begin again")
 

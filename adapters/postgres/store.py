@@ -9,7 +9,7 @@ import msgspec
 import trio
 
 from adapters.asyncio_bridge import Connection, Dsn
-from engine.clock import WallClock, to_datetime
+from engine.clock import WallClock
 from engine.cohort import NotebookTotals
 from engine.errors import StoreRefusedError, StoreUnavailableError
 from engine.event import CELL_TYPES, Event, UserKey
@@ -106,7 +106,7 @@ class PostgresStore:
 
     async def recent_snapshots(self, since: int) -> list[UserState]:
         """See `engine.ports.Store`."""
-        rows = await self._fetch("select state from session_snapshots where last_receipt >= $1", to_datetime(since))
+        rows = await self._fetch("select state from session_snapshots where last_receipt >= $1", since)
         return [decode_state(row[0]) for row in rows]
 
     async def notebooks(self) -> list[tuple[str, str, NotebookTotals]]:
@@ -231,7 +231,7 @@ async def _copy_rows(connection: Connection, flush: Flush) -> None:
     cells: list[tuple[Any, ...]] = []
     activities: list[tuple[Any, ...]] = []
     for commit in flush.commits:
-        received_at = to_datetime(commit.received_at)
+        received_at = commit.received_at
         for seq, event in enumerate(commit.events, commit.first_seq):
             if event.event_type in CELL_TYPES:
                 cells.append(_cell_row(event, seq, received_at, flush.journal_id))
@@ -253,7 +253,7 @@ def _cell_row(event: Event, seq: int, received_at: Any, journal_id: UUID) -> tup
     message = event.error_message
     return (
         event.event_id, event.user_id, event.class_id, event.notebook_path, event.cell_index, event.event_type,
-        to_datetime(event.time), event.execution_duration_ms, event.has_error, message,
+        event.time, event.execution_duration_ms, event.has_error, message,
         None if message is None else message.partition(":")[0], event.execution_count, event.session_id, event.cell_id,
         event.cell_type, event.clock_skewed, received_at,
         event.data if event.total_cells is None and event.completed_cells is None else _with(event, _CELL_EXTRAS),
@@ -271,7 +271,7 @@ _ACTIVITY_EXTRAS: Final = (
 
 def _activity_row(event: Event, seq: int, received_at: Any, journal_id: UUID) -> tuple[Any, ...]:
     return (
-        event.event_id, event.user_id, event.class_id, event.notebook_path, event.event_type, to_datetime(event.time),
+        event.event_id, event.user_id, event.class_id, event.notebook_path, event.event_type, event.time,
         _with(event, _ACTIVITY_EXTRAS), event.metadata, event.session_id, event.clock_skewed, received_at, seq,
         journal_id,
     )  # fmt: skip
@@ -304,8 +304,8 @@ async def _put_sessions(connection: Connection, snapshots: list[Snapshot]) -> No
     moved = [identity for snapshot in snapshots for identity in snapshot.moved]
     if moved:
         await connection.execute(
-            "delete from learning_sessions using unnest($1::uuid[], $2::bigint[]) as gone(id, started_at) "
-            "where learning_sessions.id = gone.id and learning_sessions.started_at = from_ms(gone.started_at)",
+            "delete from learning_sessions using unnest($1::uuid[], $2::timestamptz[]) as gone(id, started_at) "
+            "where learning_sessions.id = gone.id and learning_sessions.started_at = gone.started_at",
             [identity for identity, _ in moved],
             [started_at for _, started_at in moved],
         )
@@ -316,11 +316,9 @@ async def _put_sessions(connection: Connection, snapshots: list[Snapshot]) -> No
         return
     await connection.execute(
         "insert into learning_sessions (id, user_id, notebook_id, class_id, client_session_id, started_at, ended_at, "
-        "closed, total_duration_ms, cell_executions, error_count) select id, user_id, notebook_id, class_id, "
-        "client_session_id, from_ms(started_at), from_ms(ended_at), closed, "
-        "ended_at - started_at, cell_executions, error_count from unnest($1::uuid[], $2::uuid[], $3::uuid[], "
-        "$4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::bool[], $9::int[], $10::int[]) as new(id, user_id, "
-        "notebook_id, class_id, client_session_id, started_at, ended_at, closed, cell_executions, error_count) "
+        "closed, total_duration_ms, cell_executions, error_count) select * from unnest($1::uuid[], $2::uuid[], "
+        "$3::uuid[], $4::text[], $5::text[], $6::timestamptz[], $7::timestamptz[], $8::bool[], $9::bigint[], "
+        "$10::int[], $11::int[]) "
         "on conflict (id, started_at) do update set ended_at = excluded.ended_at, "
         "closed = excluded.closed, total_duration_ms = excluded.total_duration_ms, "
         "cell_executions = excluded.cell_executions, error_count = excluded.error_count, updated_at = now()",
@@ -332,6 +330,7 @@ async def _put_sessions(connection: Connection, snapshots: list[Snapshot]) -> No
         [row.started_at for _, row in rows],
         [row.ended_at for _, row in rows],
         [row.closed for _, row in rows],
+        [row.ended_at - row.started_at for _, row in rows],
         [row.executions for _, row in rows],
         [row.errors for _, row in rows],
     )
@@ -343,8 +342,8 @@ async def _put_snapshots(connection: Connection, flush: Flush) -> None:
         return
     await connection.execute(
         "insert into session_snapshots (class_id, user_id, journal_id, applied_seq, last_receipt, state) "
-        "select class_id, user_id, $1, applied_seq, from_ms(last_receipt), state from unnest($2::text[], $3::text[], "
-        "$4::bigint[], $5::bigint[], $6::bytea[]) as new(class_id, user_id, applied_seq, last_receipt, state) "
+        "select class_id, user_id, $1, applied_seq, last_receipt, state from unnest($2::text[], $3::text[], "
+        "$4::bigint[], $5::timestamptz[], $6::bytea[]) as new(class_id, user_id, applied_seq, last_receipt, state) "
         "on conflict (class_id, user_id) do update set journal_id = excluded.journal_id, "
         "applied_seq = excluded.applied_seq, last_receipt = excluded.last_receipt, state = excluded.state, "
         "updated_at = now()",

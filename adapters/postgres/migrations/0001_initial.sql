@@ -3,11 +3,6 @@
 -- A unique index on a partitioned table must hold the partition key, so rows of events are known by
 -- (event_timestamp, seq) and, because seq restarts with every journal, the journal's id.
 
--- Times of states are sent as ms since the epoch: encoding a datetime would be a third of a row's cost in the daemon.
-create function from_ms(ms bigint) returns timestamptz
-    language sql immutable strict parallel safe
-    return timestamptz 'epoch' + ms * interval '1 millisecond';
-
 create table users (
     id uuid primary key,
     username text not null unique,
