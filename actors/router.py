@@ -94,7 +94,8 @@ class Router:
                 groups[key] = [(seq, event)]
             else:
                 group.append((seq, event))
-            self.observe(event)
+            if event.notebook_path is not None:
+                self.observe(event)
         part = self._watermark.open(commit.last_seq, len(groups))
         for key, events in groups.items():
             actor = self.users.get(key)
@@ -105,10 +106,11 @@ class Router:
 
     def observe(self, event: Event) -> None:
         """Let the event's cohort know what it tells of a notebook."""
+        cohort = self.cohorts.get(event.class_id) or self.cohort(event.class_id)
         path = event.notebook_path
-        if path is not None and self.cohort(event.class_id).observe(event):
+        if cohort.observe(event) and path is not None:
             key = (event.class_id, path)
-            self._mailboxes.notebooks.put(key, self.cohorts[event.class_id].notebooks[path])  # to be stored
+            self._mailboxes.notebooks.put(key, cohort.notebooks[path])  # to be stored
             self._mailboxes.resized.put(key, None)  # to be shown
 
     def cohort(self, class_id: str) -> Cohort:

@@ -19,8 +19,8 @@ from .ingest import Reply
 from .messages import CORS, Headers, Request, error
 from .poller import Poller
 
-# Bytes asked of the socket at once: a batch of 1000 events is 10 to 20 of these.
-_RECEIVE_BYTES: Final = 65_536
+# Bytes asked of the socket at once: room for most requests; a batch of 1000 events takes some tens of these.
+_RECEIVE_BYTES: Final = 16_384
 
 # Headers that need a closer look.
 _RARE: Final = frozenset({b"transfer-encoding", b"forwarded", b"x-forwarded-for", b"x-forwarded-host"})
