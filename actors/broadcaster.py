@@ -5,7 +5,7 @@ waits for a subscriber: a slow one's outbox conflates.
 """
 
 from typing import Any, Final
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import trio
 
@@ -14,7 +14,6 @@ from engine.cohort import Cohort
 from engine.decode import is_class_id
 from engine.errors import UnknownTopicError
 from engine.ports import SessionRow
-from engine.rows import session_rows
 from engine.view import Thresholds
 
 from .mailboxes import Mailboxes
@@ -70,10 +69,10 @@ class Broadcaster:
         topic = self._topic(class_id) if class_id in self._router.cohorts else self._new_topic(Cohort(class_id))
         return {"class_id": class_id, **topic.overview()}
 
-    def sessions(self, class_id: str, user_id: str) -> list[SessionRow]:
+    def sessions(self, class_id: str, user_id: str) -> tuple[list[SessionRow], set[UUID]]:
         """See `engine.ports.LiveFeed`."""
         actor = self._router.users.get((class_id, user_id))
-        return [] if actor is None or not actor.settled else session_rows(actor.state)
+        return ([], set()) if actor is None or not actor.settled else actor.sessions()
 
     # --- inside
 

@@ -24,7 +24,7 @@ RETRY_S: Final = 0.5
 _STEP_EVENTS: Final = 5000
 _PROGRESS_S: Final = 1.0
 # How long the shutdown waits for the pasts of students who were just met, in seconds.
-_SETTLE_S: Final = 1.0
+_SETTLE_S: Final = 0.5
 
 Step: TypeAlias = Callable[[], Awaitable[None]]
 

@@ -1,14 +1,15 @@
 """The session actor: one task per (class, user), the only owner of that student's live state."""
 
 from typing import Final, NamedTuple
+from uuid import UUID
 
 import structlog
 import trio
 
 from engine.dirty import DirtyUsers
 from engine.event import Event, UserKey
-from engine.ports import DeadLetter, Snapshot
-from engine.rows import Past, StoredRows, encode_state
+from engine.ports import DeadLetter, SessionRow, Snapshot
+from engine.rows import Past, StoredRows, encode_state, session_rows
 from engine.session import UserState, merge
 from engine.watermark import Part
 
@@ -92,9 +93,14 @@ class SessionActor:
         self.settled = True
         self._context.mailboxes.changed.put(self.key, self)
 
+    def sessions(self) -> tuple[list[SessionRow], set[UUID]]:
+        """Its sessions, and the ids of stored rows that are none any more."""
+        return session_rows(self.state), self._rows.left(self.state)
+
     def snapshot(self) -> Snapshot:
         """The absolute state, for a store. `stored` tells when it is committed."""
         state = self.state
+        self._rows.shed(state)
         rows, moved = self._rows.changes(state)
         profile = _profile(state)
         return Snapshot(

@@ -19,7 +19,7 @@ _CONNECT_S: Final = 5
 # Seconds one statement may take; a flush takes milliseconds, a migration of a large table minutes.
 _STATEMENT_S: Final = 120
 # A closing connection is not waited for longer than this, in seconds: the server may be gone.
-_CLOSE_S: Final = 1
+_CLOSE_S: Final = 0.3
 
 # Where the database is now; raises StoreUnavailableError while nobody knows (the embedded server is not up yet).
 Dsn: TypeAlias = Callable[[], str]
@@ -126,12 +126,19 @@ def _errors(dsn: str | None = None) -> Iterator[None]:
     try:
         yield
     except _REFUSALS as error:
-        raise StoreRefusedError(f"PostgreSQL{where} refuses: {error}") from None
+        raise StoreRefusedError(f"PostgreSQL{where} refuses: {_first_line(error)}") from None
     except asyncpg.PostgresError as error:
-        raise StoreUnavailableError(f"PostgreSQL{where}: {type(error).__name__}: {error}") from error
+        raise StoreUnavailableError(f"PostgreSQL{where}: {type(error).__name__}: {_first_line(error)}") from None
     except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as error:
         # asyncpg says InternalClientError when the server's last word came, and the end of the connection not yet.
-        raise StoreUnavailableError(f"PostgreSQL{where} is away: {error or type(error).__name__}") from error
+        raise StoreUnavailableError(f"PostgreSQL{where} is away: {_first_line(error)}") from None
+    except (ValueError, OverflowError) as error:  # a DSN that cannot be meant
+        raise StoreRefusedError(f"PostgreSQL: postgres.dsn cannot be used: {type(error).__name__}") from None
+
+
+def _first_line(error: BaseException) -> str:
+    """What went wrong, without PostgreSQL's DETAIL: that can hold a student's row."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def without_password(dsn: str) -> str:

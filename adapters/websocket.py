@@ -51,7 +51,13 @@ class StreamEndpoint:
             async with trio.open_nursery() as nursery:
                 await self._serve(nursery, replay)
                 nursery.cancel_scope.cancel()
-        except* (ConnectionClosed, HandshakeError, trio.BrokenResourceError, trio.ClosedResourceError):
+        except* (
+            ConnectionClosed,
+            HandshakeError,
+            trio.TooSlowError,
+            trio.BrokenResourceError,
+            trio.ClosedResourceError,
+        ):
             pass  # the peer is gone
 
     def _allows_origin(self, request: Request) -> bool:

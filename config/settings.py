@@ -28,6 +28,9 @@ YEAR_S: Final = 366 * 86400
 MAX_WAIT_MS: Final = 60_000
 # A name or IPv4; or IPv6, without brackets.
 HOST: Final = r"[A-Za-z0-9_.-]+|[0-9A-Fa-f]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9_.-]+)?"
+# embedded, or a libpq URL: user and password, hosts with ports (several by commas), database and parameters.
+_PLACE: Final = r"(\[[0-9A-Fa-f:.]+\]|[\w%-]+(\.[\w%-]+)*\.?)?(:\d{1,5})?"
+DSN: Final = rf"embedded|postgres(ql)?://([^\s@/]*@)?{_PLACE}(,{_PLACE})*([/?]\S*)?"
 
 
 def _mask(value: str) -> str:
@@ -87,7 +90,7 @@ class Postgres:
     dsn: str = _key(
         EMBEDDED,
         "embedded (in data_dir/postgres), or postgresql://…; may also be the systemd credential postgres.dsn",
-        pattern=r"embedded|postgres(ql)?://\S+",
+        pattern=DSN,
         expected='"embedded" or a postgresql:// URL',
         secret=True,
     )

@@ -2,9 +2,10 @@
 
 import gc
 import os
+import resource
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -43,9 +44,9 @@ from engine.watermark import Watermark
 _PATIENCE_S: Final = 30.0
 # The shutdown's deadlines, in seconds: requests in hand, then the final flush. With the embedded server's own stop
 # they stay under the 10 s that a process manager is told.
-_EDGE_S: Final = 2.0
-_FLUSH_S: Final = 4.0
-_EMBEDDED_S: Final = 3.0
+_EDGE_S: Final = 1.5
+_FLUSH_S: Final = 3.0
+_EMBEDDED_S: Final = 2.0
 
 # Thresholds of the cyclic collector. Events are allocated by the thousand and freed by reference counts; at Python's
 # default of 700 the collector walked them for 24 % of the CPU time (docs/performance.md) and found nothing.
@@ -86,6 +87,7 @@ class App:
 
         Raises StartError when it must not start.
         """
+        _raise_descriptor_limit()
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
         with DirectoryLock(self._settings.data_dir):
@@ -262,6 +264,13 @@ async def _first_of(*events: trio.Event, seconds: float) -> None:
             nursery.start_soon(wait, event)
 
 
+def _raise_descriptor_limit() -> None:
+    """As many connections as the system lets us have: the soft limit is often 1024 for no reason of this program's."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # some systems call it infinite and mean less
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 class _Started:
     """A `trio.TaskStatus` that outlives restarts."""
 
@@ -299,6 +308,15 @@ async def _database(settings: Settings) -> AsyncIterator[str | None]:
 async def check(settings: Settings, say: Say) -> bool:
     """Reach every configured store, one line each; tells whether all is well."""
     say("config: ok")
+    well = True
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        if not os.access(settings.data_dir, os.W_OK | os.X_OK):
+            raise PermissionError(None, "it cannot be written")
+        say(f"data_dir: ok, {settings.data_dir}")
+    except OSError as fault:
+        say(f"data_dir: cannot use {settings.data_dir}: {fault.strerror}")
+        well = False
     try:
         async with open_loop(), _database(settings) as dsn:
             if dsn is None:
@@ -309,8 +327,6 @@ async def check(settings: Settings, say: Say) -> bool:
         for error in flatten(group):
             say(f"postgresql: {error}")
         well = False
-    else:
-        well = True
     say("influxdb: not configured")
     say("redis: not configured")
     return well

@@ -1,5 +1,6 @@
 """Structured logs on stderr: JSON lines for machines, columns for a terminal."""
 
+import logging
 import sys
 
 import structlog
@@ -13,7 +14,9 @@ def configure(level: str) -> None:
         errors: list[structlog.typing.Processor] = []
     else:
         renderer = structlog.processors.JSONRenderer()
-        errors = [structlog.processors.dict_tracebacks]
+        # Without the values of variables: they hold passwords and what students did.
+        traces = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        errors = [structlog.processors.ExceptionRenderer(traces)]
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -25,3 +28,12 @@ def configure(level: str) -> None:
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+    logging.basicConfig(handlers=[_ToStructlog()], level=logging.WARNING, force=True)
+
+
+class _ToStructlog(logging.Handler):
+    """Libraries' own log lines (trio's, when descriptors run out) in the same form as ours."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler.emit`."""
+        structlog.get_logger(record.name).log(record.levelno, record.getMessage(), logger=record.name)

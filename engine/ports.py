@@ -185,8 +185,8 @@ class LiveFeed(Protocol):
     def overview(self, class_id: str) -> dict[str, Any]:
         """``{"epoch", "seq", "state"}`` of a class: the stream's snapshot."""
 
-    def sessions(self, class_id: str, user_id: str) -> list[SessionRow]:
-        """The live sessions of a student; empty when none is in memory."""
+    def sessions(self, class_id: str, user_id: str) -> tuple[list[SessionRow], set[UUID]]:
+        """The live sessions of a student, and the ids of stored ones that are none any more."""
 
 
 class Intake(Protocol):

@@ -1,6 +1,6 @@
 """From live state to the rows that a store keeps of it."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 from uuid import UUID
 
 import msgspec
@@ -8,7 +8,10 @@ import msgspec
 from engine.event import UserKey
 from engine.ids import session_uuid
 from engine.ports import SessionRow
-from engine.session import Session, UserState
+from engine.session import KEPT_SESSIONS, Session, UserState
+
+# What a row of `learning_sessions` is known by: its id and where it starts (ms).
+Identity: TypeAlias = tuple[UUID, int]
 
 encode_state = msgspec.msgpack.Encoder().encode
 decode_state = msgspec.msgpack.Decoder(UserState).decode
@@ -38,33 +41,52 @@ class StoredRows:
     """The session rows of one student as they were last stored, so that a flush writes and moves only what changed."""
 
     def __init__(self) -> None:
-        # By (id, started_at). None: there may be such a row, of unknown content.
-        self._rows: dict[tuple[UUID, int], SessionRow | None] = {}
-        self._pending: dict[tuple[UUID, int], SessionRow] = {}
+        self._rows: dict[Identity, SessionRow] = {}
+        self._pending: dict[Identity, SessionRow] = {}
+        self._doubt = False  # a flush may have gone through or not: `_rows` is what there may be
 
     def assume(self, state: UserState) -> None:
         """The state came from a snapshot: its rows were stored with it."""
-        self._rows = dict(_by_identity(session_rows(state)))
+        self._rows = _by_identity(session_rows(state))
 
-    def changes(self, state: UserState) -> tuple[list[SessionRow], list[tuple[UUID, int]]]:
+    def changes(self, state: UserState) -> tuple[list[SessionRow], list[Identity]]:
         """Rows to write, and (id, started_at) of stored rows that their session left; then `stored` or `unsure`."""
         rows = self._pending = _by_identity(session_rows(state))
-        changed = [row for identity, row in rows.items() if self._rows.get(identity) != row]
-        moved = [
-            identity
-            for identity, row in self._rows.items()
-            # One that left memory for its age stays as it is.
-            if identity not in rows and (row is None or row.ended_at > state.forgotten)
-        ]
-        return changed, moved
+        changed = [row for identity, row in rows.items() if self._doubt or self._rows.get(identity) != row]
+        return changed, self._left(rows, state)
 
     def stored(self) -> None:
         """What `changes` told is committed."""
-        self._rows = dict(self._pending)
+        self._rows = self._pending
+        self._doubt = False
 
     def unsure(self) -> None:
         """What `changes` told may be committed or not: write it again, and leave no row of either behind."""
-        self._rows = dict.fromkeys((*self._rows, *self._pending))
+        self._rows = self._rows | self._pending
+        self._doubt = True
+
+    def left(self, state: UserState) -> set[UUID]:
+        """Ids of stored rows that no session has any more."""
+        rows = _by_identity(session_rows(state))
+        return {row_id for row_id, _ in self._left(rows, state)} - {row_id for row_id, _ in rows}
+
+    def shed(self, state: UserState) -> None:
+        """Let the oldest sessions past `KEPT_SESSIONS` leave memory, those whose row is stored as they are."""
+        surplus = len(state.sessions) - KEPT_SESSIONS
+        if surplus <= 0 or self._doubt:
+            return
+        for key, session in sorted(state.sessions.items(), key=lambda item: (item[1].end, item[1].start))[:surplus]:
+            row = _row(state, session)
+            if self._rows.get((row.id, row.started_at)) == row:
+                state.forget(key)
+
+    def _left(self, rows: dict[Identity, SessionRow], state: UserState) -> list[Identity]:
+        return [
+            identity
+            for identity, row in self._rows.items()
+            # The row of one that left memory stays as it is.
+            if identity not in rows and not state.has_left(row.client_session, row.notebook_path, row.ended_at)
+        ]
 
 
 class Past(NamedTuple):
@@ -81,7 +103,7 @@ class Past(NamedTuple):
         return cls(state, rows)
 
 
-def _by_identity(rows: list[SessionRow]) -> dict[tuple[UUID, int], SessionRow]:
+def _by_identity(rows: list[SessionRow]) -> dict[Identity, SessionRow]:
     return {(row.id, row.started_at): row for row in rows}
 
 

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from engine.dedupe import digest
 from engine.event import (
     CELL_EXECUTED,
     CELL_TYPES,
@@ -32,7 +33,9 @@ from engine.help import Help
 
 # Bounds on one student's state. A term's worth of notebooks and reloads fits; a hostile client does not grow past them.
 MAX_NOTEBOOKS: Final = 128
-MAX_SESSIONS: Final = 256
+MAX_SESSIONS: Final = 2048
+KEPT_SESSIONS: Final = 512  # once they are stored; more stay only until the next flush
+MAX_LEFT: Final = 16_384  # sessions that left memory, known again by 64 bits each
 MAX_CELLS: Final = 500  # a notebook
 MAX_FAILURES: Final = 32  # in a row, of one cell, that are kept one by one; more are only counted
 MAX_JOURNALS: Final = 8  # positions remembered, newest last: a state outlives the journals it was fed from
@@ -126,7 +129,8 @@ class UserState(msgspec.Struct, array_like=True):
     sessions: dict[str, Session] = {}  # by `session_key`
     ended: dict[str, int] = {}  # client session ("" for any): event time of its end, for ends that name no notebook
     help: Help = msgspec.field(default_factory=Help)
-    forgotten: int = -1  # the latest end among sessions that left memory; an unknown session before it stays unknown
+    forgotten: int = -1  # the latest end among sessions that left memory
+    left: dict[int, int] = {}  # sessions that left memory, by `_mark` of their key: their end
 
     def apply(self, event: Event, received_at: int, idle_ms: int) -> None:
         """Fold in one event. ``idle_ms``: runs nearer than this share a session when the client names none."""
@@ -238,12 +242,25 @@ class UserState(msgspec.Struct, array_like=True):
             for key in near:
                 part.absorb(self.sessions.pop(key))
             key = f"\0{part.start}\0{part.notebook}"
-        if part.end <= self.forgotten:
-            return
+        if (part.end <= self.forgotten and part.client is None) or (self.left and _mark(key) in self.left):
+            return  # its session is a row by now, and this may be a part of it
         self.sessions[key] = part
-        gone = trim(self.sessions, MAX_SESSIONS, lambda item: (item.end, item.start))
-        if gone is not None:
-            self.forgotten = max(self.forgotten, gone.end)
+        if len(self.sessions) > MAX_SESSIONS:
+            self.forget(min(self.sessions, key=lambda each: (self.sessions[each].end, self.sessions[each].start)))
+
+    def forget(self, key: str) -> None:
+        """A session leaves memory. What comes for it later counts for the student only, and is a row."""
+        session = self.sessions.pop(key)
+        self.forgotten = max(self.forgotten, session.end)
+        if session.client is not None:
+            self.left[_mark(key)] = session.end
+            trim(self.left, MAX_LEFT, lambda end: end)
+
+    def has_left(self, client: str | None, notebook: str | None, end: int) -> bool:
+        """Whether a session, known by its row, left memory."""
+        if client is None:
+            return end <= self.forgotten
+        return bool(self.left) and _mark(session_key(client, notebook)) in self.left
 
     def _end(self, client: str, time: int) -> None:
         self.ended[client] = max(time, self.ended.get(client, -1))
@@ -305,6 +322,7 @@ def merge(left: UserState, right: UserState, idle_ms: int) -> UserState:
         else:
             _merge_notebook(known, notebook)
     left.forgotten = max(left.forgotten, right.forgotten)
+    left.left |= right.left
     for session in right.sessions.values():
         left._join(session, idle_ms)  # noqa: SLF001 - the same rule as for one event
     for client, time in right.ended.items():
@@ -358,6 +376,11 @@ def cell_key(event: Event) -> str:
 def session_key(client: str, notebook: str | None) -> str:
     """The key of a session that the client named. Neither part can hold NUL."""
     return f"{client}\0{notebook or ''}"
+
+
+def _mark(key: str) -> int:
+    """64 bits that stand for a session's key."""
+    return digest(b"", "", "", key)
 
 
 def _cell_order(cell: Cell) -> Order:

@@ -220,7 +220,7 @@ class EmbeddedPostgres:
         """Stop the child: fast (disconnect, checkpoint), else at once (recovery next time), else by force."""
         process, self._process = self._process, None
         if process is not None:
-            for how, limit_s in ((signal.SIGINT, self._stop_timeout_s), (signal.SIGQUIT, 6.0), (signal.SIGKILL, 5.0)):
+            for how, limit_s in ((signal.SIGINT, self._stop_timeout_s), (signal.SIGQUIT, 1.0), (signal.SIGKILL, 1.0)):
                 if process.returncode is None:
                     process.send_signal(how)
                     with trio.move_on_after(limit_s, shield=True):

@@ -73,8 +73,9 @@ class _Routes:
         limit = _limit(request.query_params.get("limit", "10"))
         before = _cursor(request.query_params.get("cursor"))
         stored = await self._queries.user_sessions(user_id, class_id, notebook, limit + 1, before)
-        rows = {row.id: row for row in stored}
-        for row in self._live.sessions(class_id, user_id):
+        live, gone = self._live.sessions(class_id, user_id)
+        rows = {row.id: row for row in stored if row.id not in gone}
+        for row in live:
             if (notebook is None or row.notebook_path == notebook) and (before is None or _order(row) < before):
                 rows[row.id] = row
         page = sorted(rows.values(), key=_order, reverse=True)

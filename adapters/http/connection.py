@@ -23,7 +23,11 @@ from .poller import Poller
 _RECEIVE_BYTES: Final = 16_384
 
 # Headers that need a closer look.
-_RARE: Final = frozenset({b"transfer-encoding", b"forwarded", b"x-forwarded-for", b"x-forwarded-host"})
+_RARE: Final = frozenset(
+    {b"transfer-encoding", b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip"}
+)
+# Bytes of chunked coding that may come with a byte of body: a chunk of one byte is "1", two line ends, and the byte.
+_CODING: Final = 8
 
 log = structlog.get_logger("http")
 
@@ -239,9 +243,9 @@ class Connection:
             raise
         except httptools.HttpParserError as fault:
             raise Refusal(400, "malformed", f"not HTTP/1.1: {fault}") from None
-        if self._begun and not self._head_complete and not self._began:
-            self._size += len(data)  # what it began with is not counted: other requests may have come before it
-            self._check_head()
+        if self._begun and not self._began:
+            self._fed += len(data)  # what it began with is not counted: other requests may have come before it
+            self._check_coding()
 
     # --- httptools callbacks
 
@@ -250,7 +254,8 @@ class Connection:
         self._headers: Headers = []
         self._body = b""
         self._more: list[bytes] = []  # pieces of the body after the first
-        self._size = 0  # of the head, then of the body
+        self._size = 0  # of the body
+        self._fed = 0  # bytes after those that it began with
         self._head_complete = False
         self._begun = False  # bytes of a request that is not complete yet have come
 
@@ -281,8 +286,7 @@ class Connection:
                 host = value
             elif name in _RARE:
                 self._check_rare(name)
-        self._size = size
-        self._check_head()
+        self._check_head(size)
         version = self._parser.get_http_version()
         if version not in ("1.1", "1.0"):
             raise Refusal(400, "malformed", f"HTTP/{version} is not spoken here")
@@ -290,7 +294,6 @@ class Connection:
             raise Refusal(400, "malformed", "exactly one Host header is needed")
         if host is not None and not self._limits.allows_host(host):
             raise Refusal(421, "misdirected", "this host name is not served here; see http.allowed_hosts")
-        self._size = 0
 
     def _check_rare(self, name: bytes) -> None:
         if name == b"transfer-encoding":
@@ -324,7 +327,12 @@ class Connection:
         )
         self._reset()
 
-    def _check_head(self) -> None:
-        if self._size > self._limits.max_header_bytes:
+    def _check_coding(self) -> None:
+        """What came of a request that is not body: its head, the framing of its chunks, its trailers."""
+        body = self._size if self._head_complete else 0
+        self._check_head(self._fed - body - _CODING * body)
+
+    def _check_head(self, size: int) -> None:
+        if size > self._limits.max_header_bytes:
             limit = self._limits.max_header_bytes
             raise Refusal(431, "headers_too_large", f"the headers are larger than http.max_header_bytes ({limit})")

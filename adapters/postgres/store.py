@@ -286,7 +286,11 @@ def _with(event: Event, extras: Iterable[str]) -> str | None:
 
 
 async def _put_users(connection: Connection, snapshots: list[Snapshot]) -> None:
-    profiles = {snapshot.key[1]: snapshot.profile for snapshot in snapshots if snapshot.profile is not None}
+    profiles: dict[str, tuple[str | None, str | None]] = {}
+    for snapshot in snapshots:
+        if snapshot.profile is not None:  # a student in two classes has two; what one lacks the other may know
+            name, team = profiles.get(snapshot.key[1], (None, None))
+            profiles[snapshot.key[1]] = (snapshot.profile[0] or name, snapshot.profile[1] or team)
     if profiles:
         await connection.execute(
             "insert into users (id, username, display_name, team) select * from unnest($1::uuid[], $2::text[], "

@@ -227,7 +227,7 @@ async def test_a_student_who_comes_back_while_the_store_is_away_is_shown_and_sto
     world.store.away = "gone"
     await world.post(run())
     assert world.broadcaster.overview("default")["state"]["users"]["ann"]["cell_executions"] == 1
-    assert world.broadcaster.sessions("default", "ann") == []
+    assert world.broadcaster.sessions("default", "ann") == ([], set())
     await trio.sleep(5)
     world.store.away = None
     await world.all_stored()

@@ -91,7 +91,7 @@ class Live:
         return {"class_id": class_id, "filler": "x" * self.size}
 
     def sessions(self, class_id, user_id):
-        return []
+        return [], set()
 
     def connect(self):
         return Outbox()

@@ -459,3 +459,27 @@ def test_the_example_documents_every_key_with_its_default_unit_and_range():
 
 def test_no_key_is_both_here_and_later():
     assert not set(LATER) & set(KEYS)
+
+
+@pytest.mark.parametrize("place", ["u:hunter2@h:abc/db", "a..b/db", "[::1/db", "h:123456/db", "h:1:2/db"])
+def test_a_dsn_that_cannot_be_meant_is_a_fault_that_does_not_show_it(place):
+    with pytest.raises(ConfigError) as caught:
+        load(None, {"CLASSPULSE_POSTGRES__DSN": f"postgresql://{place}"})
+    (fault,) = caught.value.faults
+    assert fault.startswith("postgres.dsn: ")
+    assert "hunter2" not in fault
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "/db",
+        "u:p%40@h:5432/db",
+        "127.0.0.1:1/x?sslmode=require",
+        "[::1]:5432/db",
+        "h1:1,h2:2/db",
+        "u@/db?host=%2Ftmp%2Fx",
+    ],
+)
+def test_forms_of_a_dsn(place):
+    assert load(None, {"CLASSPULSE_POSTGRES__DSN": f"postgresql://{place}"}).postgres.dsn == f"postgresql://{place}"

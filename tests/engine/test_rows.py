@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from engine.event import Event
 from engine.ports import SessionRow
 from engine.rows import Past, StoredRows, decode_state, encode_state, session_rows
-from engine.session import UserState
+from engine.session import KEPT_SESSIONS, UserState
 from tests.engine.strategies import IDLE_MS, event_lists, state_of
 
 OUTCOMES = (None, "stored", "lost", "stored, but not answered", "crash", "stored, then crash")
@@ -75,3 +75,36 @@ def test_what_is_stored_is_not_written_again(events):
     stored.unsure()
     assert stored.changes(state) == (session_rows(state), [])
     assert Past.of(state).rows.changes(state) == ([], [])
+
+
+def test_sessions_leave_memory_only_as_rows_and_never_come_back_as_two():
+    """The oldest of very many sessions leave when they are stored; a late event for one of them makes no second row."""
+    state = UserState(class_id="default", user_id="ana")
+    rows = StoredRows()
+    table: dict = {}
+
+    def flush() -> None:
+        rows.shed(state)
+        changed, moved = rows.changes(state)
+        for identity in moved:
+            table.pop(identity, None)
+        table.update({(row.id, row.started_at): row for row in changed})
+        rows.stored()
+
+    def run(number: int, session: str, at: int) -> None:
+        each = Event(event_id=f"e{number}", event_type="cell_executed", time=at, user_id="ana", class_id="default",
+                     notebook_path="n", session_id=session)  # fmt: skip
+        state.apply(each, at, 1)
+
+    count = KEPT_SESSIONS + 300
+    for number in range(count):
+        run(number, f"s{number}", number * 1000)
+    flush()
+    assert len(table) == count, "none left before it was stored"
+    flush()
+    assert len(state.sessions) == KEPT_SESSIONS
+    run(count, "s0", count * 1000)
+    run(count + 1, "s1", 1001)
+    flush()
+    assert len(table) == len({row_id for row_id, _ in table}) == count
+    assert state.executions == count + 2
