@@ -99,3 +99,11 @@ def ensure_database(install: Path, socket_dir: Path) -> None:
 def last_lines(output: bytes) -> str:
     """The last five lines as one."""
     return " | ".join(output.decode(errors="replace").strip().splitlines()[-5:])
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes of a postmaster; empty where the system does not tell (only Linux does)."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []

@@ -13,6 +13,7 @@ from structlog.typing import FilteringBoundLogger
 from adapters.embedded.account import account_of, barrier_to, child_options, give
 from adapters.embedded.install import MAJOR, copy_of, rename, runnable, wheel
 from adapters.embedded.postmaster import (
+    children_of,
     drop_false_lock,
     dsn_at,
     ensure_database,
@@ -222,7 +223,11 @@ class EmbeddedPostgres:
         if process is not None:
             for how, limit_s in ((signal.SIGINT, self._stop_timeout_s), (signal.SIGQUIT, 1.0), (signal.SIGKILL, 1.0)):
                 if process.returncode is None:
+                    hung = children_of(process.pid) if how is signal.SIGKILL else []
                     process.send_signal(how)
+                    for child in hung:  # one that hangs would outlive its parent, and keep the next start out
+                        with suppress(ProcessLookupError):
+                            os.kill(child, signal.SIGKILL)
                     with trio.move_on_after(limit_s, shield=True):
                         await process.wait()
             self._log.info("postgres_stopped", pid=process.pid, exit_code=process.returncode)
