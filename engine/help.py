@@ -14,7 +14,7 @@ HELP_REPEAT_MS: Final = 30_000
 HELP_LAPSE_MS: Final = 60_000
 
 
-class Help(msgspec.Struct, array_like=True):
+class Help(msgspec.Struct, array_like=True, gc=False):
     """Calls for help: those after the latest resolve, ascending."""
 
     requests: list[Order] = []

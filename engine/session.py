@@ -7,11 +7,11 @@ Rules
   disjoint events, and equals applying both sets to one.
 * Order and bounds use the event's own time. What fades (idle, offline, a forgotten call for help) uses the time of
   receipt and is a function of (state, now) in `engine.view`: no transition is ever stored.
+* It holds no cycles, so its structs are kept from the cyclic collector (``gc=False``), which walks all that it tracks.
 * Everything is bounded. Past a bound the oldest by event time leaves; within the bounds order never matters.
 * Duplicates are not known here: the journal's window keeps them out, and `applied` skips what a replay repeats.
 """
 
-from bisect import insort
 from collections.abc import Callable, Hashable
 from typing import Any, Final, TypeVar
 
@@ -44,25 +44,25 @@ Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 
-class Cell(msgspec.Struct, array_like=True):
+class Cell(msgspec.Struct, array_like=True, gc=False):
     """The runs of one cell: its latest success, and the failures after it (ascending)."""
 
     success: Order | None = None
-    failures: list[Order] = []
+    failures: tuple[Order, ...] = ()
     uncounted: int = 0  # failures past MAX_FAILURES
 
     def add(self, order: Order, *, failed: bool) -> None:
         """Fold in one run."""
         if failed:
             if self.success is None or order > self.success:
-                insort(self.failures, order)
+                self.failures = tuple(sorted((*self.failures, order)))
                 if len(self.failures) > MAX_FAILURES:
-                    self.failures.pop()  # the earliest stay: `stuck_since` is among them
+                    self.failures = self.failures[:-1]  # the earliest stay: `stuck_since` is among them
                     self.uncounted += 1
         elif self.success is None or order > self.success:
             self.success = order
             if self.failures:
-                self.failures = [failure for failure in self.failures if failure > order]
+                self.failures = tuple(failure for failure in self.failures if failure > order)
                 if not self.failures:
                     self.uncounted = 0
 
@@ -72,7 +72,7 @@ class Cell(msgspec.Struct, array_like=True):
         return len(self.failures) + self.uncounted
 
 
-class Notebook(msgspec.Struct, array_like=True):
+class Notebook(msgspec.Struct, array_like=True, gc=False):
     """A student's work on one notebook."""
 
     last: Order  # the latest event of any kind
@@ -86,7 +86,7 @@ class Notebook(msgspec.Struct, array_like=True):
         return sum(ok for _, ok in self.results.values())
 
 
-class Session(msgspec.Struct, array_like=True):
+class Session(msgspec.Struct, array_like=True, gc=False):
     """A learning session: it stretches to hold what arrives."""
 
     notebook: str | None
@@ -111,7 +111,7 @@ class Session(msgspec.Struct, array_like=True):
         return self.closed >= self.end
 
 
-class UserState(msgspec.Struct, array_like=True):
+class UserState(msgspec.Struct, array_like=True, gc=False):
     """All that is kept live of one student in one class. Its encoding is the snapshot's format."""
 
     class_id: str

@@ -71,7 +71,7 @@ def _trouble(state: UserState, thresholds: Thresholds) -> tuple[int, int | None]
     if state.run is None or not state.run[3]:
         return 0, None
     cell = state.failing_cell()
-    failures = [state.run[0]] if cell is None or not cell.failures else cell.failures
+    failures = (state.run[0],) if cell is None or not cell.failures else cell.failures
     consecutive = 1 if cell is None else max(1, cell.consecutive_errors)
     if consecutive < thresholds.stuck_errors:
         return consecutive, None
