@@ -21,8 +21,9 @@ class ConflatingMailbox(Generic[Key, Message]):
 
     def put(self, key: Key, message: Message) -> None:
         """Leave a message; replaces one of the same key that was not taken yet."""
+        if not self._slots:
+            self._filled.set()
         self._slots[key] = message
-        self._filled.set()
 
     def take_all(self) -> dict[Key, Message]:
         """Everything that waits, oldest key first."""

@@ -28,7 +28,7 @@ import structlog
 import trio
 
 from engine.clock import WallClock
-from engine.dedupe import DedupeWindow, digest
+from engine.dedupe import DedupeWindow, Digester
 from engine.errors import StartError, UnavailableError
 from engine.event import Commit, Event
 from engine.ports import CommitSink, Settle
@@ -145,7 +145,7 @@ class SqliteJournal:
                 f"journal: {self._path} has format {meta['format']}, this version reads {_FORMAT}: upgrade classpulse"
             )
         self.id = UUID(meta["id"])
-        self._key = bytes.fromhex(meta["key"])
+        self._digest = Digester(bytes.fromhex(meta["key"]))
         self.trimmed_to = int(meta["trimmed_to"])
 
     def _recover(self) -> None:
@@ -230,7 +230,7 @@ class SqliteJournal:
         for event in events:
             holder: _Batch | None = batch
             if event.named:
-                value = digest(self._key, event.class_id, event.user_id, event.event_id)
+                value = self._digest(event.class_id, event.user_id, event.event_id)
                 holder = self._pending.get(value)
                 if holder is None and value not in self._window:
                     self._pending[value] = batch
@@ -287,10 +287,11 @@ class SqliteJournal:
             self._forget(ended)
             if batch.error is None:
                 await sink(Commit(first_seq, received_at, batch.events))
-            for waiter in [waiter for batch in ended for waiter in batch.waiters]:
-                errors = [waited.error for waited in waiter.batches if waited.error is not None]
-                waiter.settle(errors[0] if errors else waiter.fresh)
-            batch.waiters.clear()  # they hold the batch: a cycle, and so work for the collector, for every event
+            for over in ended:
+                for waiter in over.waiters:
+                    # Whatever else it waited for was committed before, or failed with this.
+                    waiter.settle(waiter.fresh if over.error is None else over.error)
+                over.waiters.clear()  # they hold the batch: a cycle, and so work for the collector, for every event
 
     def _forget(self, ended: list[_Batch]) -> None:
         """These batches wait no longer."""

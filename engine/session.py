@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from engine.dedupe import digest
+from engine.dedupe import Digester
 from engine.event import (
     CELL_EXECUTED,
     CELL_TYPES,
@@ -39,6 +39,8 @@ MAX_LEFT: Final = 16_384  # sessions that left memory, known again by 64 bits ea
 MAX_CELLS: Final = 500  # a notebook
 MAX_FAILURES: Final = 32  # in a row, of one cell, that are kept one by one; more are only counted
 MAX_JOURNALS: Final = 8  # positions remembered, newest last: a state outlives the journals it was fed from
+
+_digest: Final = Digester()
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -380,7 +382,7 @@ def session_key(client: str, notebook: str | None) -> str:
 
 def _mark(key: str) -> int:
     """64 bits that stand for a session's key."""
-    return digest(b"", "", "", key)
+    return _digest("", "", key)
 
 
 def _cell_order(cell: Cell) -> Order:

@@ -202,7 +202,7 @@ class Connection:
             self._wake.set()
             return
         self._owed = False
-        if self._ready or self._finished:
+        if self._ready or self._last or self._closing or self._refusal is not None:
             self._wake.set()
 
     # --- in the connection's own task

@@ -6,7 +6,7 @@ It exists to be crashed. Only the journal, the stored snapshots, their floor and
 from array import array
 from uuid import UUID
 
-from engine.dedupe import DedupeWindow, digest
+from engine.dedupe import DedupeWindow, Digester
 from engine.dirty import DirtyUsers
 from engine.event import Commit, Event, UserKey
 from engine.ports import SessionRow
@@ -93,7 +93,7 @@ class Pipeline:
         """What one request brings: only what the window does not know becomes a commit."""
         new: dict[int, Event] = {}
         for event in batch:
-            known = digest(KEY, event.class_id, event.user_id, event.event_id)
+            known = Digester(KEY)(event.class_id, event.user_id, event.event_id)
             if known not in self.window:
                 new.setdefault(known, event)
         if not new:
@@ -138,7 +138,7 @@ class Pipeline:
             self.table[key, row.id, row.started_at] = row
 
     def _note(self, events: list[Event]) -> None:
-        digests = (digest(KEY, event.class_id, event.user_id, event.event_id) for event in events)
+        digests = (Digester(KEY)(event.class_id, event.user_id, event.event_id) for event in events)
         self.window.add(self.received_at, array("Q", digests))
 
     def _events(self, after: int, upto: int) -> list[tuple[int, Event]]:

@@ -6,7 +6,7 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.dedupe import DIGEST_BYTES, DedupeWindow, digest
+from engine.dedupe import DIGEST_BYTES, DedupeWindow, Digester
 
 KEY = b"k" * 16
 
@@ -59,8 +59,8 @@ def test_both_bounds_hold_after_every_commit(commits):
 
 def test_a_digest_is_of_every_part_and_of_the_journals_key():
     triples = [*product(("a", "b"), ("a", "b"), ("a", "b")), ("a", "ab", ""), ("aa", "b", "")]
-    digests = {digest(KEY, *triple) for triple in triples}
+    digests = {Digester(KEY)(*triple) for triple in triples}
     assert len(digests) == len(triples)
-    assert digest(KEY, "c", "u", "e") == digest(KEY, "c", "u", "e")
-    assert digest(KEY, "c", "u", "e") != digest(b"other", "c", "u", "e")
+    assert Digester(KEY)("c", "u", "e") == Digester(KEY)("c", "u", "e")
+    assert Digester(KEY)("c", "u", "e") != Digester(b"other")("c", "u", "e")
     assert all(0 <= value < 2 ** (8 * DIGEST_BYTES) for value in digests)
