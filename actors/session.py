@@ -52,6 +52,8 @@ class SessionActor:
     def __init__(self, key: UserKey, context: SessionContext, mailbox: int) -> None:
         self.key = key
         self._context = context
+        self._dirty = context.dirty
+        self._changed = context.mailboxes.changed
         self._send, self._receive = trio.open_memory_channel[Delivery](mailbox)
         self._capacity = mailbox
         self.waiting = 0  # deliveries in the mailbox
@@ -124,21 +126,22 @@ class SessionActor:
         self._rows.unsure()
 
     def _apply(self, delivery: Delivery) -> None:
+        part, received_at, events = delivery
         context = self._context
         state = self.state
         applied = state.position(context.journal)
-        for seq, event in delivery.events:
+        for seq, event in events:
             if seq <= applied:
                 continue
             try:
-                state.apply(event, delivery.received_at, context.idle_ms)
+                state.apply(event, received_at, context.idle_ms)
             except Exception as error:  # noqa: BLE001 - a bad event hurts only itself
                 bury(context.mailboxes, seq, event, error)
-        first_seq, last_seq = delivery.events[0][0], delivery.events[-1][0]
+        first_seq, last_seq = events[0][0], events[-1][0]
         state.advance(context.journal, last_seq)
-        context.dirty.mark(self.key, first_seq, self)
-        context.mailboxes.changed.put(self.key, self)
-        delivery.part.done()
+        self._dirty.mark(self.key, first_seq, self)
+        self._changed.put(self.key, self)
+        part.done()
 
 
 def _profile(state: UserState) -> tuple[str | None, str | None]:

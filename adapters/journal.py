@@ -167,6 +167,7 @@ class SqliteJournal:
             trimmed_to=self.trimmed_to,
             payload_bytes=self.payload_bytes,
             dedupe_events=len(self._window),
+            stored=self.offsets(),
             seconds=round(took, 3),
         )
 

@@ -51,7 +51,8 @@ class Ingest:
             message = "content-type must be application/json or application/x-ndjson"
             reply(_error(request, 415, "unsupported_media_type", message))
             return
-        if (request.header(b"content-encoding") or b"identity").strip().lower() != b"identity":
+        coding = request.header(b"content-encoding")
+        if coding is not None and coding.strip().lower() not in (b"identity", b""):
             reply(_error(request, 415, "unsupported_encoding", "send the body as it is, without content-encoding"))
             return
         try:
