@@ -9,22 +9,10 @@ from hypothesis import strategies as st
 from engine.cohort import Cohort
 from engine.delta import ClassView, diff
 from engine.view import STATUSES, Thresholds, UserView, user_view
+from tests.e2e.merge_patch import merged
 from tests.engine.strategies import START, event_lists, many, state_of
 
 THRESHOLDS = Thresholds(180_000, 600_000, 3)
-
-
-def merged(target: Any, patch: Any) -> Any:
-    """RFC 7396, section 2."""
-    if not isinstance(patch, dict):
-        return patch
-    result = dict(target) if isinstance(target, dict) else {}
-    for name, value in patch.items():
-        if value is None:
-            result.pop(name, None)
-        else:
-            result[name] = merged(result.get(name), value)
-    return result
 
 
 def recount(users: dict[str, UserView]) -> dict[str, Any]:
