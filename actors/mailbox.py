@@ -1,7 +1,7 @@
-"""A mailbox with one slot a key: a newer message replaces the older, so it is never larger than what it is about."""
+"""Mailboxes of actors: one that keeps its order and is bounded, and one that keeps only the latest of each key."""
 
 from collections.abc import Hashable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import trio
 
@@ -9,8 +9,59 @@ Key = TypeVar("Key", bound=Hashable)
 Message = TypeVar("Message")
 
 
+class Mailbox(Generic[Message]):
+    """A bounded queue with one reader, who takes everything at once. Putting never waits.
+
+    What a memory channel does, for half its price: a student's actor wakes for nearly every event, so the wake is a
+    good part of what an event costs (docs/performance.md).
+    """
+
+    __slots__ = ("_closed", "_messages", "_reader", "capacity")
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._messages: list[Message] = []
+        self._reader: trio.lowlevel.Task | None = None  # who waits, if anybody does
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def put(self, message: Message) -> None:
+        """Leave a message. Raises trio.WouldBlock when it is full."""
+        messages = self._messages
+        if len(messages) >= self.capacity:
+            raise trio.WouldBlock
+        messages.append(message)
+        self._rouse()
+
+    def close(self) -> None:
+        """No more messages will come."""
+        self._closed = True
+        self._rouse()
+
+    async def take_all(self) -> list[Message]:
+        """Everything that waits, oldest first; waits until there is something. Empty: closed, and all was taken."""
+        if not (self._messages or self._closed):
+            assert self._reader is None, "a mailbox has one reader"
+            self._reader = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(self._abort)
+        taken, self._messages = self._messages, []
+        return taken
+
+    def _rouse(self) -> None:
+        reader = self._reader
+        if reader is not None:
+            self._reader = None
+            trio.lowlevel.reschedule(reader)
+
+    def _abort(self, _raise_cancel: Any) -> trio.lowlevel.Abort:
+        self._reader = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+
 class ConflatingMailbox(Generic[Key, Message]):
-    """Unlike a memory channel it can never be full: only the latest message of each key waits."""
+    """It can never be full: a newer message replaces the older of its key."""
 
     def __init__(self) -> None:
         self._slots: dict[Key, Message] = {}

@@ -159,9 +159,10 @@ class Recovery:
         said = trio.current_time()
         begin = after
         while after < self._head:
-            commits = await self._journal.read(after, self._head, _STEP_EVENTS)
-            if not commits:
+            packed = await self._journal.read(after, self._head, _STEP_EVENTS)
+            if not packed:
                 break
+            commits = [commit.unpack() for commit in packed]
             await self._load_missing(commits, pasts)
             for commit in commits:
                 for seq, event in enumerate(commit.events, commit.first_seq):

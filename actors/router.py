@@ -13,7 +13,7 @@ from engine.ports import Journal, Settle
 from engine.rows import Past, user_key
 from engine.watermark import Watermark
 
-from .session import Delivery, SessionActor, SessionContext
+from .session import SessionActor, SessionContext
 
 # Commits between the journal and the router. When full, the commit loop waits: the loop is pure computation behind it.
 _MAX_COMMITS: Final = 64
@@ -97,12 +97,13 @@ class Router:
             if event.notebook_path is not None:
                 self.observe(event)
         part = self._watermark.open(commit.last_seq, len(groups))
+        received_at, users = commit.received_at, self.users
         for key, events in groups.items():
-            actor = self.users.get(key)
+            actor = users.get(key)
             if actor is None:
                 actor = self._spawn(key)
                 self._mailboxes.unsettled.put(key, actor)
-            actor.deliver(Delivery(part, commit.received_at, events))
+            actor.deliver((part, received_at, events))
 
     def observe(self, event: Event) -> None:
         """Let the event's cohort know what it tells of a notebook."""
@@ -157,4 +158,4 @@ class Router:
                 self._mailboxes.retired.put(key, None)
 
     def _idle(self, key: UserKey, actor: SessionActor) -> bool:
-        return key not in self._context.dirty and not actor.waiting
+        return key not in self._context.dirty and actor.idle

@@ -1,10 +1,9 @@
 """The session actor: one task per (class, user), the only owner of that student's live state."""
 
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 from uuid import UUID
 
 import structlog
-import trio
 
 from engine.dirty import DirtyUsers
 from engine.event import Event, UserKey
@@ -13,6 +12,7 @@ from engine.rows import Past, StoredRows, encode_state, session_rows
 from engine.session import UserState, merge
 from engine.watermark import Part
 
+from .mailbox import Mailbox
 from .mailboxes import Mailboxes
 
 # Dead letters that wait for the store; more are in the log only, and their events in the journal and the rows.
@@ -21,12 +21,9 @@ _MAX_DEAD_LETTERS: Final = 10_000
 log = structlog.get_logger("session")
 
 
-class Delivery(NamedTuple):
-    """The events of one commit that concern one student, in seq order."""
-
-    part: Part
-    received_at: int
-    events: list[tuple[int, Event]]
+# The events of one commit that concern one student, in seq order: their part of the watermark, the time of receipt,
+# and each event with its seq.
+Delivery: TypeAlias = tuple[Part, int, list[tuple[int, Event]]]
 
 
 class SessionContext(NamedTuple):
@@ -43,7 +40,7 @@ class SessionActor:
     """Applies deliveries to the state and says that it changed; others read the state or ask for a snapshot.
 
     Mailbox: `actors.router.MAILBOX_DELIVERIES`. Full policy: when it is half full the edge answers 503 for this user,
-    before the journal, so the router's `send_nowait` always finds room.
+    before the journal, so the router always finds room in it.
 
     An actor may start before its stored snapshot could be read (the store is away): it then applies what arrives to an
     empty state, and `adopt` joins the two later. Such a state is shown, but not stored.
@@ -54,9 +51,8 @@ class SessionActor:
         self._context = context
         self._dirty = context.dirty
         self._changed = context.mailboxes.changed
-        self._send, self._receive = trio.open_memory_channel[Delivery](mailbox)
-        self._capacity = mailbox
-        self.waiting = 0  # deliveries in the mailbox
+        self._mailbox: Mailbox[Delivery] = Mailbox(mailbox)
+        self._crowd = mailbox // 2
         self._rows = StoredRows()
         self._profile: tuple[str | None, str | None] | None = None
         self.settled = False
@@ -64,28 +60,27 @@ class SessionActor:
 
     async def run(self) -> None:
         """Apply deliveries until `retire`, and what waits by then."""
-        receive = self._receive
-        crowded = self._context.crowded
-        with receive:
-            try:
-                while True:
-                    self._apply(await receive.receive())
-                    self.waiting -= 1
-                    if crowded and 2 * self.waiting <= self._capacity:
-                        crowded.discard(self.key)
-            except trio.EndOfChannel:
-                pass
+        take_all, crowded = self._mailbox.take_all, self._context.crowded
+        while deliveries := await take_all():
+            if crowded:
+                crowded.discard(self.key)
+            for delivery in deliveries:
+                self._apply(delivery)
 
     def deliver(self, delivery: Delivery) -> None:
         """Put a delivery into the mailbox. Never waits."""
-        self.waiting += 1
-        if 2 * self.waiting > self._capacity:
+        self._mailbox.put(delivery)
+        if len(self._mailbox) > self._crowd:
             self._context.crowded.add(self.key)
-        self._send.send_nowait(delivery)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits to be applied."""
+        return not len(self._mailbox)
 
     def retire(self) -> None:
         """Let `run` return."""
-        self._send.close()
+        self._mailbox.close()
 
     def adopt(self, past: Past | None) -> None:
         """Settle what came before: ``past`` holds only events that the live state has not seen."""
@@ -128,18 +123,18 @@ class SessionActor:
     def _apply(self, delivery: Delivery) -> None:
         part, received_at, events = delivery
         context = self._context
+        journal, idle_ms = context.journal, context.idle_ms
         state = self.state
-        applied = state.position(context.journal)
+        applied = state.position(journal)
         for seq, event in events:
             if seq <= applied:
                 continue
             try:
-                state.apply(event, received_at, context.idle_ms)
+                state.apply(event, received_at, idle_ms)
             except Exception as error:  # noqa: BLE001 - a bad event hurts only itself
                 bury(context.mailboxes, seq, event, error)
-        first_seq, last_seq = events[0][0], events[-1][0]
-        state.advance(context.journal, last_seq)
-        self._dirty.mark(self.key, first_seq, self)
+        state.advance(journal, events[-1][0])
+        self._dirty.mark(self.key, events[0][0], self)
         self._changed.put(self.key, self)
         part.done()
 

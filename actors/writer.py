@@ -3,6 +3,7 @@
 It runs behind everything: a store that is away or slow costs disk, never an answer and never memory.
 """
 
+import math
 from enum import Enum
 from itertools import islice
 from typing import Any, Final
@@ -19,8 +20,9 @@ from .session import SessionActor, SessionContext
 
 # Between two tries to reach a store that is away, in seconds.
 _RETRY_S: Final = 0.5
-# States in one flush beside rows. With many students the longest dirty go first, so each is written every few flushes
-# at most, however often it changes: the cost of states does not grow with the rate of events.
+# While rows are written, a state is at most once in so many seconds, and so many states go into a flush, the longest
+# dirty first: what states cost does not grow with the rate of events.
+_STATE_INTERVAL_S: Final = 2.0
 _MAX_SNAPSHOTS: Final = 250
 # States in one flush when there are no rows to write: all that are dirty go, in a few transactions.
 _MAX_IDLE_SNAPSHOTS: Final = 1000
@@ -65,6 +67,8 @@ class StoreWriter:
         # The rows' and the snapshots' offset: of the store, once it was asked; what was trimmed is stored for sure.
         self.offset = self._floor = journal.trimmed_to
         self._fault: str | None = "not reached yet"
+        self._due = 0  # states that changed at or before this seq are due
+        self._due_again = -math.inf  # trio time at which it moves on
         self._scope = trio.CancelScope()
 
     @property
@@ -157,7 +161,7 @@ class StoreWriter:
             commits = await self._journal.read(self.offset, watermark, self._max_events)
         upto = commits[-1].last_seq if commits else self.offset
         limit = _MAX_SNAPSHOTS if commits else _MAX_IDLE_SNAPSHOTS
-        actors = self._take_actors(limit)
+        actors = self._take_actors(limit, self._states_due() if commits else watermark)
         notebooks = self._notebooks.take_all()
         letters = self._dead_letters.take_all()
         if not (commits or actors or notebooks or letters):
@@ -193,9 +197,16 @@ class StoreWriter:
         more = self.offset < self._watermark.value if commits else len(actors) == limit
         return Flushed.PART if more else Flushed.ALL
 
-    def _take_actors(self, limit: int) -> list[SessionActor]:
-        """Dirty students whose past is known, the longest dirty first."""
-        settled = ((key, actor) for key, actor in self._dirty.waiting() if actor.settled)
+    def _states_due(self) -> int:
+        """States that changed at or before this seq are to be written."""
+        if trio.current_time() >= self._due_again:
+            self._due = self._watermark.value
+            self._due_again = trio.current_time() + _STATE_INTERVAL_S
+        return self._due
+
+    def _take_actors(self, limit: int, due: int) -> list[SessionActor]:
+        """Dirty students whose past is known and whose state is due, the longest dirty first."""
+        settled = ((key, actor) for key, actor in self._dirty.waiting(due) if actor.settled)
         chosen = dict(islice(settled, limit))
         self._dirty.take(chosen)
         return list(chosen.values())

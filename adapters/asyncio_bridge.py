@@ -27,22 +27,24 @@ Dsn: TypeAlias = Callable[[], str]
 open_loop = trio_asyncio.open_loop
 
 
-# PostgreSQL counts timestamps in microseconds from here, ms since the epoch.
+# PostgreSQL counts timestamps in microseconds from here (its documentation, "Date/Time Types"), ms since the epoch.
 _POSTGRES_EPOCH_MS: Final = 946_684_800_000
 
 
-def _encode_time(ms: int) -> tuple[int]:
-    return ((ms - _POSTGRES_EPOCH_MS) * 1000,)
+def to_timestamptz(ms: int) -> int:
+    """A time as `Connection` takes it, from ms since the epoch."""
+    return (ms - _POSTGRES_EPOCH_MS) * 1000
 
 
-def _decode_time(value: tuple[int]) -> int:
-    return value[0] // 1000 + _POSTGRES_EPOCH_MS
+def from_timestamptz(value: int) -> int:
+    """Milliseconds since the epoch of a time as `Connection` gives it."""
+    return value // 1000 + _POSTGRES_EPOCH_MS
 
 
 class Connection:
-    """One PostgreSQL connection. A ``timestamptz`` is an int in Python, ms since the epoch.
+    """One PostgreSQL connection. A ``timestamptz`` is what it is on the wire: an int, see `to_timestamptz`.
 
-    That is what times are everywhere in here, and half the cost of a COPY was datetimes made only to be encoded.
+    Half the cost of a COPY was datetimes made only to be encoded (docs/performance.md).
     """
 
     def __init__(self, raw: "asyncpg.Connection[Any]") -> None:
@@ -58,8 +60,8 @@ class Connection:
                 command_timeout=_STATEMENT_S,
                 server_settings={"application_name": "classpulse"},
             )
-            await trio_asyncio.aio_as_trio(raw.set_type_codec)(
-                "timestamptz", schema="pg_catalog", encoder=_encode_time, decoder=_decode_time, format="tuple"
+            await trio_asyncio.aio_as_trio(raw.set_builtin_type_codec)(
+                "timestamptz", schema="pg_catalog", codec_name="bigint", format="binary"
             )
         return cls(raw)
 

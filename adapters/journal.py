@@ -30,7 +30,7 @@ import trio
 from engine.clock import WallClock
 from engine.dedupe import DedupeWindow, Digester
 from engine.errors import StartError, UnavailableError
-from engine.event import Commit, Event
+from engine.event import Commit, Event, PackedCommit
 from engine.ports import CommitSink, Settle
 
 _FORMAT: Final = "1"
@@ -104,8 +104,6 @@ class SqliteJournal:
         self._wake = trio.Event()
         self._limiter = trio.CapacityLimiter(1)  # one worker thread: commits and trims never meet
         self._read_limiter = trio.CapacityLimiter(1)
-        self._encode = msgspec.msgpack.Encoder().encode
-        self._decode = msgspec.msgpack.Decoder(list[Event]).decode
         self._finishing = False
         self._disk_seen = -_DISK_CHECK_S
         self._disk_fault: str | None = None
@@ -267,10 +265,9 @@ class SqliteJournal:
             batch = self._batches.popleft()
             self._committing = [batch]
             ended = [batch]
-            received_at = self._clock()
-            first_seq = self.last_seq + 1
+            commit = Commit(self.last_seq + 1, self._clock(), batch.events)
             try:
-                size = await trio.to_thread.run_sync(self._commit, first_seq, received_at, batch, limiter=self._limiter)
+                size = await trio.to_thread.run_sync(self._commit, commit, batch.digests, limiter=self._limiter)
             except sqlite3.Error as error:
                 self._commit_fault = f"the journal cannot commit: {error}"
                 log.warning("commit failed", error=str(error), events=len(batch.events), path=str(self._path))
@@ -283,11 +280,11 @@ class SqliteJournal:
                 self._commit_fault = None
                 self.last_seq += len(batch.events)
                 self.payload_bytes += size
-                self._window.add(received_at, batch.digests)
+                self._window.add(commit.received_at, batch.digests)
             self._committing = []
             self._forget(ended)
             if batch.error is None:
-                await sink(Commit(first_seq, received_at, batch.events))
+                await sink(commit)
             for over in ended:
                 for waiter in over.waiters:
                     # Whatever else it waited for was committed before, or failed with this.
@@ -306,37 +303,36 @@ class SqliteJournal:
         self._finishing = True
         self._wake.set()
 
-    def _commit(self, first_seq: int, received_at: int, batch: _Batch) -> int:
+    def _commit(self, commit: Commit, digests: "array[int]") -> int:
         """In the worker thread: one transaction. Returns the bytes of its payload."""
-        payload = self._encode(batch.events)
-        last_seq = first_seq + len(batch.events) - 1
+        packed = commit.pack()
         with _transaction(self._db):
-            self._db.execute("insert into commits values (?, ?, ?, ?)", (first_seq, last_seq, received_at, payload))
-            if batch.digests:
-                ids = batch.digests.tobytes()
-                self._db.execute("insert into digests values (?, ?, ?)", (first_seq, received_at, ids))
-        return len(payload)
+            self._db.execute("insert into commits values (?, ?, ?, ?)", msgspec.structs.astuple(packed))
+            if digests:
+                ids = (packed.first_seq, packed.received_at, digests.tobytes())
+                self._db.execute("insert into digests values (?, ?, ?)", ids)
+        return len(packed.payload)
 
     # --- reading and trimming
 
-    async def read(self, after: int, upto: int, max_events: int) -> list[Commit]:
+    async def read(self, after: int, upto: int, max_events: int) -> list[PackedCommit]:
         """See `engine.ports.Journal.read`."""
         return await trio.to_thread.run_sync(self._read, after, upto, max_events, limiter=self._read_limiter)
 
-    def _read(self, after: int, upto: int, max_events: int) -> list[Commit]:
-        commits: list[Commit] = []
+    def _read(self, after: int, upto: int, max_events: int) -> list[PackedCommit]:
+        commits: list[PackedCommit] = []
         events = size = 0
         rows = self._reader.execute(
-            "select first_seq, received_at, payload from commits where last_seq > ? and first_seq <= ? "
+            "select first_seq, last_seq, received_at, payload from commits where last_seq > ? and first_seq <= ? "
             # A store's snapshots may end within a commit: then it begins with the commit that holds the next event.
             "and first_seq >= coalesce((select max(first_seq) from commits where first_seq <= ? + 1), 0) "
             "order by first_seq",
             (after, upto, after),
         )
-        for first_seq, received_at, payload in rows:
-            commits.append(Commit(first_seq, received_at, self._decode(payload)))
-            events += len(commits[-1].events)
-            size += len(payload)
+        for row in rows:
+            commits.append(PackedCommit(*row))
+            events += len(commits[-1])
+            size += len(commits[-1].payload)
             if events >= max_events or size >= _MAX_READ_BYTES:
                 break
         rows.close()

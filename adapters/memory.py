@@ -12,7 +12,7 @@ import trio
 from engine.clock import WallClock
 from engine.cohort import NotebookTotals
 from engine.errors import StoreUnavailableError, UnavailableError
-from engine.event import Commit, Event, UserKey
+from engine.event import Commit, Event, PackedCommit, UserKey
 from engine.ports import CommitSink, DeadLetter, Flush, SessionRow, Settle, Snapshot, StoredOffsets
 from engine.rows import decode_state
 from engine.session import UserState
@@ -90,14 +90,14 @@ class MemoryJournal:
         self._finishing = True
         self._wake.set()
 
-    async def read(self, after: int, upto: int, max_events: int) -> list[Commit]:
+    async def read(self, after: int, upto: int, max_events: int) -> list[PackedCommit]:
         """See `engine.ports.Journal.read`."""
         await trio.lowlevel.checkpoint()
-        found: list[Commit] = []
+        found: list[PackedCommit] = []
         events = 0
         for commit in self._commits:
             if commit.last_seq > after and commit.first_seq <= upto and events < max_events:
-                found.append(commit)
+                found.append(commit.pack())
                 events += len(commit.events)
         return found
 
@@ -156,7 +156,7 @@ class MemoryStore:
         rows = {
             (flush.journal_id, seq): event
             for commit in flush.commits
-            for seq, event in enumerate(commit.events, commit.first_seq)
+            for seq, event in enumerate(commit.unpack().events, commit.first_seq)
         }
         if rows.keys() & self.rows.keys():
             raise StoreUnavailableError("memory: rows are there already")

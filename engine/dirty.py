@@ -31,9 +31,9 @@ class DirtyUsers(Generic[Actor]):
         if known is None or first_seq < known[0]:
             self._users[key] = (first_seq, actor)
 
-    def waiting(self) -> Iterator[tuple[UserKey, Actor]]:
-        """The dirty users, the longest dirty first."""
-        return ((key, actor) for key, (_, actor) in self._users.items())
+    def waiting(self, due: int) -> Iterator[tuple[UserKey, Actor]]:
+        """Users that are dirty since ``due`` (a seq) or before, the longest dirty first."""
+        return ((key, actor) for key, (first_seq, actor) in self._users.items() if first_seq <= due)
 
     def take(self, keys: Iterable[UserKey]) -> None:
         """Lend these users to a flush."""

@@ -77,3 +77,28 @@ class Commit(msgspec.Struct, gc=False, frozen=True):
     def last_seq(self) -> int:
         """The ``seq`` of its last event."""
         return self.first_seq + len(self.events) - 1
+
+    def pack(self) -> "PackedCommit":
+        """As the journal keeps it."""
+        return PackedCommit(self.first_seq, self.last_seq, self.received_at, _pack(self.events))
+
+
+# A commit's payload: a msgpack array of events.
+_pack: Final = msgspec.msgpack.Encoder().encode
+_unpack: Final = msgspec.msgpack.Decoder(list[Event]).decode
+
+
+class PackedCommit(msgspec.Struct, gc=False, frozen=True):
+    """A commit as the journal keeps it. Unpacked one after the other, a backlog never stands in memory at once."""
+
+    first_seq: int
+    last_seq: int
+    received_at: int  # ms
+    payload: bytes
+
+    def __len__(self) -> int:
+        return self.last_seq - self.first_seq + 1
+
+    def unpack(self) -> Commit:
+        """The events themselves."""
+        return Commit(self.first_seq, self.received_at, _unpack(self.payload))

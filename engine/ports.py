@@ -8,7 +8,7 @@ import msgspec
 
 from engine.cohort import NotebookTotals
 from engine.errors import UnavailableError
-from engine.event import Commit, Event, UserKey
+from engine.event import Commit, Event, PackedCommit, UserKey
 from engine.session import UserState
 
 # Where the journal's commits go, in seq order: the router's mailbox. It may make the commit loop wait, never drop.
@@ -42,7 +42,7 @@ class Journal(Protocol):
         request is cheaper than a task switch a request.
         """
 
-    async def read(self, after: int, upto: int, max_events: int) -> list[Commit]:
+    async def read(self, after: int, upto: int, max_events: int) -> list[PackedCommit]:
         """Commits that hold events of ``(after, upto]``, ascending, whole: about ``max_events``, at least one commit.
 
         A caller skips what it has in the first commit by its own offset.
@@ -92,7 +92,7 @@ class Flush(msgspec.Struct, frozen=True, gc=False):
     journal_id: UUID
     after: int  # rows of (after, upto] are new; the store's offset becomes upto
     upto: int
-    commits: list[Commit]
+    commits: list[PackedCommit]
     snapshots: list[Snapshot]
     snapshot_floor: int  # every event up to it is in its user's stored snapshot, once this flush is stored
     notebooks: list[tuple[str, str, NotebookTotals]]  # (class, path, totals) that changed

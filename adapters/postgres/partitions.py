@@ -1,6 +1,7 @@
 """Month partitions (UTC): made ahead of the rows, because a row in DEFAULT would keep its month from being made."""
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final, TypeAlias
 
 from adapters.asyncio_bridge import Connection
@@ -21,10 +22,10 @@ def months_of(days: Iterable[int]) -> set[Month]:
     return {(moment.year, moment.month) for moment in moments}
 
 
-def months_around(now: int) -> set[Month]:
-    """The months that events received at ``now`` (ms) can fall in, and the next."""
-    today = now // DAY_MS
-    return months_of(range(today - _BEHIND_DAYS, today + _AHEAD_DAYS + 1))
+@lru_cache(maxsize=64)
+def months_around(day: int) -> frozenset[Month]:
+    """The months that events received on ``day`` (since the epoch) can fall in, and the next."""
+    return frozenset(months_of(range(day - _BEHIND_DAYS, day + _AHEAD_DAYS + 1)))
 
 
 async def make_months(connection: Connection, months: Iterable[Month]) -> None:

@@ -4,7 +4,7 @@ from uuid import UUID
 
 import trio
 
-from adapters.asyncio_bridge import Connection, Dsn
+from adapters.asyncio_bridge import Connection, Dsn, from_timestamptz, to_timestamptz
 from engine.ids import notebook_uuid, user_uuid
 from engine.ports import SessionRow
 
@@ -33,7 +33,7 @@ class PostgresQueries:
                 user_uuid(user_id),
                 class_id,
                 None if notebook is None else notebook_uuid(class_id, notebook),
-                None if before is None else before[0],
+                None if before is None else to_timestamptz(before[0]),
                 None if before is None else before[1],
                 limit,
             )
@@ -42,8 +42,8 @@ class PostgresQueries:
                 id=row[0],
                 notebook_path=row[1],
                 client_session=row[2],
-                started_at=row[3],
-                ended_at=row[4],
+                started_at=from_timestamptz(row[3]),
+                ended_at=from_timestamptz(row[4]),
                 closed=row[5],
                 executions=row[6],
                 errors=row[7],

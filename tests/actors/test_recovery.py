@@ -72,7 +72,7 @@ async def test_a_snapshots_offset_within_a_commit(autojump_clock, world, monkeyp
     events = [run("ann"), run("bob"), run("bob"), run("cid")]
     write = world.store.write
     waiting = world.dirty.waiting
-    monkeypatch.setattr(world.dirty, "waiting", lambda: sorted(waiting(), key=lambda item: item[0]))
+    monkeypatch.setattr(world.dirty, "waiting", lambda due: sorted(waiting(due), key=lambda item: item[0]))
 
     async def write_once(flush):
         await write(flush)

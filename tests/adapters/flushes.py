@@ -58,7 +58,7 @@ class Feed:
 
     def flush(self, *events, snapshots=(), notebooks=(), dead_letters=(), floor=0):
         after = self.seq
-        commits = [self.commit(*events)] if events else []
+        commits = [self.commit(*events).pack()] if events else []
         return Flush(
             journal_id=self.journal_id,
             after=after,

@@ -11,6 +11,7 @@ import trio
 from adapters.journal import _MAX_QUEUED_EVENTS, SqliteJournal
 from adapters.lock import DirectoryLock
 from engine.errors import StartError, UnavailableError
+from engine.event import Commit
 from tests.adapters.events import NOW, Sink, append, event, kept
 
 WINDOW_S = 600
@@ -78,7 +79,7 @@ async def test_reopened_it_goes_on_where_it_was(start):
     assert again.id == journal.id
     assert again.last_seq == 2
     assert again.payload_bytes == journal.payload_bytes > 0
-    assert [item.event_id for commit in await again.read(0, 2, 10) for item in commit.events] == ["x", "y"]
+    assert [item.event_id for commit in await again.read(0, 2, 10) for item in commit.unpack().events] == ["x", "y"]
     await kept(again, event())
     assert again.sink.seqs == [3]
 
@@ -143,7 +144,7 @@ async def test_last_seq_outlives_everything_that_was_trimmed(start):
 async def test_trimming_thousands_of_commits_goes_in_steps_that_let_commits_through(start):
     journal = start()
     journal._db.execute("begin")
-    payload = journal._encode([event()])
+    payload = Commit(1, NOW, [event()]).pack().payload
     journal._db.executemany(
         "insert into commits values (?, ?, ?, ?)", [(seq, seq, NOW, payload) for seq in range(1, 1302)]
     )

@@ -96,7 +96,7 @@ async def test_what_is_settled_can_be_read(journal, sink):
     assert seen[0][0] == [True, True]
     assert seen[0][1] >= 2
     commits = await journal.read(0, 3, 100)
-    assert sum(len(commit.events) for commit in commits) == 3
+    assert sum(len(commit) for commit in commits) == 3
 
 
 async def test_a_repeat_is_known_in_the_batch_while_it_waits_and_when_it_is_stored(journal, sink):
@@ -183,7 +183,7 @@ async def test_read_gives_whole_commits_after_an_offset(journal, sink):
     assert [commit.first_seq for commit in await journal.read(2, 8, 1)] == [3]
     assert await journal.read(8, 8, 100) == []
     (commit,) = await journal.read(6, 8, 100)
-    assert commit == sink.commits[-1]
+    assert commit.unpack() == sink.commits[-1]
 
 
 async def test_read_from_the_middle_of_a_commit_gives_that_commit(journal, sink):

@@ -114,7 +114,7 @@ class Pipeline:
         """Store the longest dirty students. Without an answer the writer cannot know whether it was committed."""
         if not self.recovered:
             return
-        chosen = dict([(key, student) for key, student in self.dirty.waiting() if student.settled][:limit])
+        chosen = dict([(key, student) for key, student in self.dirty.waiting(self.last_seq) if student.settled][:limit])
         self.dirty.take(chosen)
         floor = max(self.floor, self.dirty.floor(self.last_seq, with_taken=False))
         told = {key: student.rows.changes(student.state) for key, student in chosen.items()}

@@ -58,13 +58,14 @@ def test_a_failed_loan_is_as_dirty_as_before():
     dirty.mark(ANA, 30, "actor of ana")
     assert dirty.failed() == ["actor of ana"]
     assert dirty.floor(40, with_taken=True) == 6
-    assert dict(dirty.waiting()) == {ANA: "actor of ana", BEN: "actor of ben"}
+    assert dict(dirty.waiting(99)) == {ANA: "actor of ana", BEN: "actor of ben"}
     assert dirty.failed() == []
 
 
 def test_the_longest_dirty_wait_first():
     dirty = marked((BEN, 3), (ANA, 7), (BEN, 9))
-    assert [key for key, _ in dirty.waiting()] == [BEN, ANA]
+    assert [key for key, _ in dirty.waiting(99)] == [BEN, ANA]
+    assert [key for key, _ in dirty.waiting(6)] == [BEN]
 
 
 def floor_of(unstored: Iterable[int], watermark: int) -> int:
@@ -82,7 +83,7 @@ def test_the_floor_is_that_of_every_event_whose_snapshot_is_not_stored(steps, da
             dirty.mark(key, seq, "actor")
             waiting.add((key, seq))
         elif step == "take" and not lent:
-            chosen = [key for key, _ in dirty.waiting()][: data.draw(st.integers(1, 2))]
+            chosen = [key for key, _ in dirty.waiting(99)][: data.draw(st.integers(1, 2))]
             dirty.take(chosen)
             lent = {pair for pair in waiting if pair[0] in chosen}
             waiting -= lent
