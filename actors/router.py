@@ -87,15 +87,15 @@ class Router:
     def dispatch(self, commit: Commit) -> None:
         """Split a commit by student; each actor gets its share."""
         groups: dict[UserKey, list[tuple[int, Event]]] = {}
+        observe = self.observe
         for seq, event in enumerate(commit.events, commit.first_seq):
             key = (event.class_id, event.user_id)
-            group = groups.get(key)
-            if group is None:
-                groups[key] = [(seq, event)]
+            if key in groups:
+                groups[key].append((seq, event))
             else:
-                group.append((seq, event))
+                groups[key] = [(seq, event)]
             if event.notebook_path is not None:
-                self.observe(event)
+                observe(event)
         part = self._watermark.open(commit.last_seq, len(groups))
         received_at, users = commit.received_at, self.users
         for key, events in groups.items():

@@ -125,7 +125,7 @@ class SessionActor:
         context = self._context
         journal, idle_ms = context.journal, context.idle_ms
         state = self.state
-        applied = state.position(journal)
+        applied = state.applied.get(journal, 0)
         for seq, event in events:
             if seq <= applied:
                 continue

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, TypeAlias
 from uuid import UUID, uuid4
 
 import msgspec
@@ -70,12 +70,8 @@ class _Batch:
         self.error: UnavailableError | None = None
 
 
-class _Waiter(NamedTuple):
-    """One `append`: what it depends on, the last of which settles it."""
-
-    batches: list[_Batch]
-    fresh: list[bool]
-    settle: Settle
+# One `append` that waits for its last batch: which of its events are new, and whom to tell.
+_Waiter: TypeAlias = tuple[list[bool], Settle]
 
 
 class SqliteJournal:
@@ -126,6 +122,7 @@ class SqliteJournal:
                     self._db.execute(statement)
                 self._load_meta()
             self._recover()
+            self._look_at_disk()
         except sqlite3.Error as error:
             raise StartError(
                 f"journal: {self._path} cannot be read ({error}); restore it, or move it away to start a new journal"
@@ -181,18 +178,19 @@ class SqliteJournal:
         """Why events cannot be made durable now; None when they can, as far as is known."""
         if self.payload_bytes > self._max_bytes:
             return f"{self.payload_bytes} bytes wait for the stores, over journal.max_bytes ({self._max_bytes})"
-        now = time.monotonic()
-        if now - self._disk_seen >= _DISK_CHECK_S:
-            self._disk_seen = now
-            disk = os.statvfs(self._path.parent)
-            free = disk.f_bavail * disk.f_frsize
-            short = free < self._min_free_bytes
-            self._disk_fault = (
-                f"{free} bytes of disk are free, under journal.min_free_bytes ({self._min_free_bytes})"
-                if short
-                else None
-            )
+        self._look_at_disk()
         return self._disk_fault
+
+    def _look_at_disk(self) -> None:
+        now = time.monotonic()
+        if now - self._disk_seen < _DISK_CHECK_S:
+            return
+        self._disk_seen = now
+        disk = os.statvfs(self._path.parent)
+        free = disk.f_bavail * disk.f_frsize
+        self._disk_fault = None
+        if free < self._min_free_bytes:
+            self._disk_fault = f"{free} bytes of disk are free, under journal.min_free_bytes ({self._min_free_bytes})"
 
     @property
     def health(self) -> dict[str, object]:
@@ -208,14 +206,15 @@ class SqliteJournal:
 
     def append(self, events: list[Event], settle: Settle) -> None:
         """See `engine.ports.Journal.append`."""
-        if (fault := self.fault) is not None:
+        # The commit loop keeps an eye on the disk; while something is wrong, every append looks again.
+        if (self._disk_fault or self.payload_bytes > self._max_bytes) and (fault := self.fault) is not None:
             raise UnavailableError(fault, retry_after_s=5)
         if self._queued >= _MAX_QUEUED_EVENTS:
             raise UnavailableError("too many events wait for the disk")
         fresh, batches = self._enqueue(events)
         if batches:
             # Batches commit in order, and the newest of them is the open one or holds a repeat's first.
-            batches[-1].waiters.append(_Waiter(batches, fresh, settle))
+            batches[-1].waiters.append((fresh, settle))
         else:
             settle(fresh)
 
@@ -224,33 +223,35 @@ class SqliteJournal:
         batch = self._batches[-1] if self._batches else _Batch()
         if len(batch.events) >= _MAX_COMMIT_EVENTS:
             batch = _Batch()
+        digest, pending, known = self._digest, self._pending, self._window.known
         waits: list[_Batch] = []
         fresh: list[bool] = []
+        before = len(batch.events)
         for event in events:
             holder: _Batch | None = batch
+            is_new = True
             if event.named:
-                value = self._digest(event.class_id, event.user_id, event.event_id)
-                holder = self._pending.get(value)
-                if holder is None and value not in self._window:
-                    self._pending[value] = batch
+                value = digest(event.class_id, event.user_id, event.event_id)
+                holder = pending.get(value)
+                if holder is None and value not in known:
+                    pending[value] = holder = batch
                     batch.digests.append(value)
-                    fresh.append(True)
-                    batch.events.append(event)
-                    holder = batch
                 else:
-                    fresh.append(False)
-            else:
-                fresh.append(True)
+                    is_new = False
+            fresh.append(is_new)
+            if is_new:
                 batch.events.append(event)
             if holder is not None and holder not in waits:
                 waits.append(holder)
         if len(waits) > 1:
             order = [*self._committing, *self._batches, batch]
             waits.sort(key=order.index)
-        self._queued += sum(fresh)
-        if batch.events and (not self._batches or self._batches[-1] is not batch):
-            self._batches.append(batch)
-            self._wake.set()
+        added = len(batch.events) - before
+        if added:
+            self._queued += added
+            if not before:  # a batch of which nobody knows yet
+                self._batches.append(batch)
+                self._wake.set()
         return fresh, waits
 
     async def run(self, sink: CommitSink) -> None:
@@ -283,13 +284,13 @@ class SqliteJournal:
                 self._window.add(commit.received_at, batch.digests)
             self._committing = []
             self._forget(ended)
+            self._look_at_disk()
             if batch.error is None:
                 await sink(commit)
             for over in ended:
-                for waiter in over.waiters:
+                for fresh, settle in over.waiters:
                     # Whatever else it waited for was committed before, or failed with this.
-                    waiter.settle(waiter.fresh if over.error is None else over.error)
-                over.waiters.clear()  # they hold the batch: a cycle, and so work for the collector, for every event
+                    settle(fresh if over.error is None else over.error)
 
     def _forget(self, ended: list[_Batch]) -> None:
         """These batches wait no longer."""

@@ -226,8 +226,10 @@ def decode_body(body: bytes, *, ndjson: bool, received_at: int, max_events: int)
 
     Raises MalformedError when it is not JSON, TooManyEventsError past ``max_events``.
     """
-    if not ndjson and (plain := decode_plain(body, received_at, _RULES)) is not None and len(plain[0]) <= max_events:
-        return Decoded(plain[0], [], plain[1])
+    if not ndjson:
+        plain = decode_plain(body, received_at, _RULES)
+        if plain is not None and len(plain[0]) <= max_events:
+            return Decoded(plain[0], [], plain[1])
     return decode_any(body, ndjson=ndjson, received_at=received_at, max_events=max_events)
 
 

@@ -6,6 +6,7 @@ from hashlib import blake2b
 from typing import Final
 
 DIGEST_BYTES: Final = 8
+_from_bytes: Final = int.from_bytes  # looked up once: it runs for every event
 
 
 class Digester:
@@ -21,7 +22,7 @@ class Digester:
         """The digest, as an unsigned integer."""
         digest = self._keyed.copy()
         digest.update(f"{class_id}\0{user_id}\0{event_id}".encode())
-        return int.from_bytes(digest.digest(), "little")
+        return _from_bytes(digest.digest(), "little")
 
 
 class DedupeWindow:
@@ -30,21 +31,18 @@ class DedupeWindow:
     def __init__(self, *, max_events: int, window_ms: int) -> None:
         self._max_events = max_events
         self._window_ms = window_ms
-        self._known: set[int] = set()
+        self.known: set[int] = set()  # to look into; `add` alone changes it
         self._commits: deque[tuple[int, array[int]]] = deque()
 
-    def __contains__(self, value: int) -> bool:
-        return value in self._known
-
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self.known)
 
     def add(self, received_at: int, digests: "array[int]") -> None:
         """Note the events of one commit (received at ``received_at`` ms), and let go of what is too old or too many."""
         if digests:
-            self._known.update(digests)
+            self.known.update(digests)
             self._commits.append((received_at, digests))
         while self._commits and (
-            len(self._known) > self._max_events or self._commits[0][0] < received_at - self._window_ms
+            len(self.known) > self._max_events or self._commits[0][0] < received_at - self._window_ms
         ):
-            self._known.difference_update(self._commits.popleft()[1])
+            self.known.difference_update(self._commits.popleft()[1])

@@ -154,9 +154,11 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
             self.executions += 1
         path = event.notebook_path
         if path is not None:
-            if self.current is None or order > self.current[0]:
+            # The latest event in any notebook is the latest of its notebook and its cell: one comparison for all.
+            newest = self.current is None or order > self.current[0]
+            if newest:
                 self.current = (order, path)
-            self._apply_notebook(event, path, order, failed=failed)
+            self._apply_notebook(event, path, order, failed=failed, newest=newest)
         if path is not None or (event.session_id is not None and kind in (SESSION_START, SESSION_END)):
             self._apply_session(event, failed=failed, idle_ms=idle_ms)
         if kind == SESSION_END and path is None:
@@ -166,24 +168,24 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
         elif kind == HELP_RESOLVED:
             self.help.resolve(order)
 
-    def _apply_notebook(self, event: Event, path: str, order: Order, *, failed: bool) -> None:
+    def _apply_notebook(self, event: Event, path: str, order: Order, *, failed: bool, newest: bool) -> None:
         notebook = self.notebooks.get(path)
         if notebook is None:
             notebook = self.notebooks[path] = Notebook(last=order)
             trim(self.notebooks, MAX_NOTEBOOKS, lambda item: item.last)
-        elif order > notebook.last:
+        elif newest or order > notebook.last:
             notebook.last = order
         if event.event_type not in CELL_TYPES:
             return
         index = event.cell_index
         key = cell_key(event)
-        if self.run is None or order > self.run[0]:
+        if newest or self.run is None or order > self.run[0]:
             self.run = (order, path, key, failed)
         if index is not None:
-            if notebook.cell is None or order > notebook.cell[0]:
+            if newest or notebook.cell is None or order > notebook.cell[0]:
                 notebook.cell = (order, index)
             known = notebook.results.get(index)
-            if known is None or order > known[0]:
+            if newest or known is None or order > known[0]:
                 notebook.results[index] = (order, not failed)
                 if known is None:
                     trim(notebook.results, MAX_CELLS, lambda item: item[0])

@@ -9,6 +9,7 @@ that reads slowly, the hand-over to a WebSocket, the end.
 
 import os
 from collections import deque
+from collections.abc import Callable
 from typing import Final, Protocol
 
 import httptools
@@ -19,12 +20,17 @@ from .ingest import Reply
 from .messages import CORS, Headers, Request, error
 from .poller import Poller
 
-# Bytes asked of the socket at once: room for most requests; a batch of 1000 events takes some tens of these.
-_RECEIVE_BYTES: Final = 16_384
-
 # Headers that need a closer look.
 _RARE: Final = frozenset(
-    {b"transfer-encoding", b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip"}
+    {
+        b"content-encoding",
+        b"transfer-encoding",
+        b"forwarded",
+        b"x-forwarded-for",
+        b"x-forwarded-host",
+        b"x-forwarded-proto",
+        b"x-real-ip",
+    }
 )
 # Bytes of chunked coding that may come with a byte of body: a chunk of one byte is "1", two line ends, and the byte.
 _CODING: Final = 8
@@ -46,8 +52,9 @@ class Limits(Protocol):
 class Handlers(Protocol):
     """Who answers."""
 
-    def ingest(self, request: Request, reply: Reply) -> bool:
-        """Take a request of the hot path; False: it is not one. ``reply`` is called once, now or later."""
+    @property
+    def ingest(self) -> Callable[[Request, Reply], bool]:
+        """Take a request of the hot path; False: it is not one. The reply is called once, now or later."""
 
     async def other(self, request: Request) -> bytes:
         """The answer to any other request."""
@@ -74,6 +81,7 @@ class Connection:
         self._watched = False
         self._limits = limits
         self._handlers = handlers
+        self._ingest = handlers.ingest
         self._parser = httptools.HttpRequestParser(self)
         self._ready: deque[Request] = deque()
         self._owed = False  # a request was begun whose answer is not written yet
@@ -141,7 +149,7 @@ class Connection:
         if not self._watched:
             return  # forgotten while the poller had it in hand: the descriptor may be another's by now
         try:
-            data = os.read(self._fd, _RECEIVE_BYTES)
+            data = self._poller.read(self._fd)
             if data:
                 self._feed(data)
             else:
@@ -179,7 +187,7 @@ class Connection:
         if self._rest is not None and alone:
             return False
         self._owed = True
-        if not self._handlers.ingest(request, self._reply):
+        if not self._ingest(request, self._reply):
             self._owed = False
             return False
         self._last = self._last or not request.keep_alive
@@ -230,13 +238,13 @@ class Connection:
                 self._last = self._last or not request.keep_alive
             self._ready.popleft()
 
-    def _feed(self, data: bytes) -> None:
+    def _feed(self, data: memoryview) -> None:
         """Parse what was read into `_ready`, or raise Refusal."""
         self._began = False
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._rest = data[upgrade.args[0] :]
+            self._rest = bytes(data[upgrade.args[0] :])
         except httptools.HttpParserCallbackError as wrapped:
             if isinstance(wrapped.__context__, Refusal):
                 raise wrapped.__context__ from None
@@ -252,6 +260,9 @@ class Connection:
     def _reset(self) -> None:
         self._target = b""
         self._headers: Headers = []
+        self._version = "1.1"
+        self._content_type: bytes | None = None
+        self._content_encoding: bytes | None = None
         self._body = b""
         self._more: list[bytes] = []  # pieces of the body after the first
         self._size = 0  # of the body
@@ -284,10 +295,12 @@ class Connection:
             if name == b"host":
                 hosts += 1
                 host = value
+            elif name == b"content-type":
+                self._content_type = value
             elif name in _RARE:
-                self._check_rare(name)
+                self._note_rare(name, value)
         self._check_head(size)
-        version = self._parser.get_http_version()
+        version = self._version = self._parser.get_http_version()
         if version not in ("1.1", "1.0"):
             raise Refusal(400, "malformed", f"HTTP/{version} is not spoken here")
         if hosts != 1 and (hosts or version != "1.0"):
@@ -295,8 +308,10 @@ class Connection:
         if host is not None and not self._limits.allows_host(host):
             raise Refusal(421, "misdirected", "this host name is not served here; see http.allowed_hosts")
 
-    def _check_rare(self, name: bytes) -> None:
-        if name == b"transfer-encoding":
+    def _note_rare(self, name: bytes, value: bytes) -> None:
+        if name == b"content-encoding":
+            self._content_encoding = value
+        elif name == b"transfer-encoding":
             if self._parser.get_http_version() == "1.0":  # a proxy between may frame it by Content-Length instead
                 raise Refusal(400, "malformed", "HTTP/1.0 has no Transfer-Encoding")
         elif self._limits.refuse_forwarded:
@@ -321,8 +336,10 @@ class Connection:
                 self._target,
                 self._headers,
                 b"".join((self._body, *self._more)) if self._more else self._body,
-                self._parser.get_http_version(),
                 self._parser.should_keep_alive(),
+                self._version,
+                self._content_type,
+                self._content_encoding,
             )
         )
         self._reset()

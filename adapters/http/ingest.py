@@ -4,13 +4,14 @@ from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 import msgspec
+import structlog
 
 from engine.clock import WallClock
 from engine.decode import Decoded, decode_body
 from engine.errors import MalformedError, TooManyEventsError, UnavailableError
 from engine.ports import Intake
 
-from .messages import CORS, PREFLIGHT, Request, answer, date_line, error
+from .messages import CORS, PREFLIGHT, Request, answer, date_line, error, internal
 
 PATH: Final = b"/api/v1/events"
 _JSON: Final = b"application/json"
@@ -20,6 +21,7 @@ _encode: Final = msgspec.json.Encoder().encode
 # Takes the whole answer to one request, as bytes.
 Reply: TypeAlias = Callable[[bytes], None]
 
+log = structlog.get_logger("ingest")
 
 _ONE: Final = [True]
 
@@ -34,24 +36,31 @@ class Ingest:
         self._date = b""
         self._one = b""
 
-    def __call__(self, request: Request, reply: Reply) -> None:
-        """Take one request. ``reply`` is called once with the whole answer, now or later."""
-        if request.method == b"POST":
-            self._post(request, reply)
-        elif request.method == b"OPTIONS":
-            reply(answer(204, headers=PREFLIGHT, keep_alive=request.keep_alive))
-        else:
-            reply(_error(request, 405, "method_not_allowed", "POST events here", b"allow: POST, OPTIONS\r\n"))
+    def take(self, request: Request, reply: Reply) -> bool:
+        """Take one request; False: it is for another. ``reply`` is called once with the whole answer, now or later."""
+        if request.target != PATH and request.path != PATH:  # noqa: PLR1714 - the path is made only when it is needed
+            return False
+        try:
+            if request.method == b"POST":
+                self._post(request, reply)
+            elif request.method == b"OPTIONS":
+                reply(answer(204, headers=PREFLIGHT, keep_alive=request.keep_alive))
+            else:
+                reply(_error(request, 405, "method_not_allowed", "POST events here", b"allow: POST, OPTIONS\r\n"))
+        except Exception:
+            log.exception("ingest failed")
+            reply(internal(request, CORS))
+        return True
 
     def _post(self, request: Request, reply: Reply) -> None:
-        kind = request.header(b"content-type") or _JSON
+        kind = request.content_type or _JSON
         if kind != _JSON:
             kind = kind.partition(b";")[0].strip().lower() or _JSON
-        if kind not in (_JSON, _NDJSON):
-            message = "content-type must be application/json or application/x-ndjson"
-            reply(_error(request, 415, "unsupported_media_type", message))
-            return
-        coding = request.header(b"content-encoding")
+            if kind not in (_JSON, _NDJSON):
+                message = "content-type must be application/json or application/x-ndjson"
+                reply(_error(request, 415, "unsupported_media_type", message))
+                return
+        coding = request.content_encoding
         if coding is not None and coding.strip().lower() not in (b"identity", b""):
             reply(_error(request, 415, "unsupported_encoding", "send the body as it is, without content-encoding"))
             return

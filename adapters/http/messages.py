@@ -27,8 +27,10 @@ class Request(msgspec.Struct, gc=False):
     target: bytes  # path and query, as sent
     headers: Headers
     body: bytes
-    version: str  # "1.1" or "1.0"
     keep_alive: bool
+    version: str = "1.1"  # or "1.0"
+    content_type: bytes | None = None
+    content_encoding: bytes | None = None
 
     @property
     def path(self) -> bytes:
@@ -68,6 +70,12 @@ def answer(
     close = b"" if keep_alive else b"connection: close\r\n"
     head = b"%b%b%b%b%b%b\r\n" % (_STATUS_LINES[status], date_line(), typed, length, headers, close)
     return head + body if with_body else head
+
+
+def internal(request: Request, headers: bytes = b"") -> bytes:
+    """The answer where our own code failed."""
+    message = "a fault of ours; it is in the log"
+    return error(500, "internal", message, headers=headers, keep_alive=request.keep_alive)
 
 
 def error(

@@ -11,11 +11,10 @@ import trio
 
 from engine.errors import StartError
 
-from . import ingest
 from .asgi import AsgiBridge
 from .connection import Connection, Refusal
-from .ingest import Ingest, Reply
-from .messages import CORS, Request, error
+from .ingest import Ingest
+from .messages import Request, internal
 from .poller import Poller
 
 STREAM_PATH: Final = b"/api/v1/stream"
@@ -47,7 +46,7 @@ class HttpServer:
         self.max_header_bytes = max_header_bytes
         self.max_body_bytes = max_body_bytes
         self.refuse_forwarded = refuse_forwarded
-        self._ingest = ingest_handler
+        self.ingest = ingest_handler.take
         self._bridge = bridge
         self._websocket = websocket
         self._host = host
@@ -118,17 +117,6 @@ class HttpServer:
 
     # --- adapters.http.connection.Handlers
 
-    def ingest(self, request: Request, reply: Reply) -> bool:
-        """The hot path."""
-        if request.path != ingest.PATH:
-            return False
-        try:
-            self._ingest(request, reply)
-        except Exception:
-            log.exception("ingest failed")
-            reply(_internal(request, CORS))
-        return True
-
     async def other(self, request: Request) -> bytes:
         """The Starlette application's routes."""
         try:
@@ -137,7 +125,7 @@ class HttpServer:
             log.exception(
                 "request failed", method=request.method.decode("latin-1"), path=request.path.decode("latin-1")
             )
-            return _internal(request)
+            return internal(request)
 
     async def upgrade(self, request: Request, rest: bytes, stream: trio.SocketStream) -> None:
         """Hand a connection over to the WebSocket; only a body-less GET on the stream's path may."""
@@ -145,11 +133,6 @@ class HttpServer:
         if request.method != b"GET" or request.path != STREAM_PATH or wanted != b"websocket" or request.body:
             raise Refusal(400, "bad_upgrade", f"only {STREAM_PATH.decode()} upgrades, by GET, and only to websocket")
         await self._websocket(request, rest, stream)
-
-
-def _internal(request: Request, headers: bytes = b"") -> bytes:
-    message = "a fault of ours; it is in the log"
-    return error(500, "internal", message, headers=headers, keep_alive=request.keep_alive)
 
 
 async def _linger_close(stream: trio.SocketStream) -> None:

@@ -98,7 +98,7 @@ async def test_a_flush_is_all_or_nothing(store, harness, feed):
     feed.seq = 0
     commit = feed.commit(first)
     failing = feed.flush(run(), event())
-    failing.commits.insert(0, commit)
+    failing.commits.insert(0, commit.pack())
     failing.snapshots.append(Student().apply(run(), run()).snapshot())
     failing.snapshots.append(Student("bob").apply(run("bob", notebook_path="b.ipynb")).snapshot())
     failing.notebooks.append(("default", "c.ipynb", NotebookTotals(5)))
