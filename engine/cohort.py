@@ -52,7 +52,7 @@ class Cohort:
             totals.highest_index = index
             changed = True
         if event.total_cells is not None:
-            given = later(totals.given, ((event.time, event.event_id), event.total_cells))
+            given = later(totals.given, (Order(event.time, event.event_id), event.total_cells))
             changed = changed or given != totals.given
             totals.given = given
         return changed

@@ -27,8 +27,13 @@ NEEDS_NOTEBOOK: Final = CELL_TYPES | NOTEBOOK_TYPES
 
 # Identity of a student in a class: (class_id, user_id). One actor each.
 UserKey: TypeAlias = tuple[str, str]
-# Order of events: (event time in ms since the epoch, event_id). Total, and the same whatever arrives first.
-Order: TypeAlias = tuple[int, str]
+
+
+class Order(msgspec.Struct, array_like=True, gc=False, order=True, frozen=True):
+    """The order of events: total, and the same whatever arrives first."""
+
+    time: int  # of the event, ms since the epoch
+    event_id: str
 
 
 class Event(msgspec.Struct, array_like=True, gc=False, kw_only=True):

@@ -30,12 +30,12 @@ class Help(msgspec.Struct, array_like=True, gc=False):
             while len(self.requests) > MAX_REQUESTS:
                 oldest = self.requests.pop(0)
                 if self.began is not None and oldest == order:  # late: those around it have left before
-                    if self.began - oldest[0] <= HELP_LAPSE_MS:
-                        self.began = min(self.began, oldest[0])
-                elif self.requests[0][0] - oldest[0] > HELP_LAPSE_MS:
+                    if self.began - oldest.time <= HELP_LAPSE_MS:
+                        self.began = min(self.began, oldest.time)
+                elif self.requests[0].time - oldest.time > HELP_LAPSE_MS:
                     self.began = None
                 elif self.began is None:
-                    self.began = oldest[0]
+                    self.began = oldest.time
 
     def resolve(self, order: Order) -> None:
         """Fold in the end of a call for help."""
@@ -48,7 +48,7 @@ class Help(msgspec.Struct, array_like=True, gc=False):
     @property
     def repeats(self) -> bool:
         """Whether the client repeats its call, so that silence means it has gone."""
-        times = [time for time, _ in self.requests]
+        times = [request.time for request in self.requests]
         return any(after - time <= HELP_REPEAT_MS for time, after in pairwise(times))
 
     @property
@@ -57,19 +57,19 @@ class Help(msgspec.Struct, array_like=True, gc=False):
         if not self.requests:
             return None
         if not self.repeats:
-            return self.requests[0][0] if self.began is None else self.began
-        start = self.requests[-1][0]
-        for time, _ in reversed(self.requests):
-            if start - time > HELP_LAPSE_MS:  # the earlier call lapsed; this one is new
+            return self.requests[0].time if self.began is None else self.began
+        start = self.requests[-1].time
+        for request in reversed(self.requests):
+            if start - request.time > HELP_LAPSE_MS:  # the earlier call lapsed; this one is new
                 return start
-            start = time
+            start = request.time
         return start if self.began is None else self.began
 
     def merge(self, other: "Help") -> None:
         """Join the calls that were seen elsewhere."""
         if other.resolved is not None:
             self.resolve(other.resolved)
-        if other.began is not None and (self.resolved is None or other.began > self.resolved[0]):
+        if other.began is not None and (self.resolved is None or other.began > self.resolved.time):
             self.began = other.began if self.began is None else min(self.began, other.began)
         self.received_at = max(self.received_at, other.received_at)
         for request in other.requests:

@@ -40,6 +40,7 @@ MAX_CELLS: Final = 500  # a notebook
 MAX_FAILURES: Final = 32  # in a row, of one cell, that are kept one by one; more are only counted
 MAX_JOURNALS: Final = 8  # positions remembered, newest last: a state outlives the journals it was fed from
 
+_NEVER: Final = Order(-1, "")
 _digest: Final = Digester()
 
 Key = TypeVar("Key", bound=Hashable)
@@ -74,18 +75,25 @@ class Cell(msgspec.Struct, array_like=True, gc=False):
         return len(self.failures) + self.uncounted
 
 
+class Result(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """How the last run of a cell ended."""
+
+    order: Order
+    ok: bool
+
+
 class Notebook(msgspec.Struct, array_like=True, gc=False):
     """A student's work on one notebook."""
 
     last: Order  # the latest event of any kind
     cell: tuple[Order, int] | None = None  # the most recently run cell that has an index
-    results: dict[int, tuple[Order, bool]] = {}  # by cell_index: the last run, and whether it succeeded
+    results: dict[int, Result] = {}  # by cell_index
     cells: dict[str, Cell] = {}  # by cell identity (`cell_key`)
 
     @property
     def done(self) -> int:
         """Distinct cells, by index, whose last run succeeded."""
-        return sum(ok for _, ok in self.results.values())
+        return sum(result.ok for result in self.results.values())
 
 
 class Session(msgspec.Struct, array_like=True, gc=False):
@@ -136,7 +144,7 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
 
     def apply(self, event: Event, received_at: int, idle_ms: int) -> None:
         """Fold in one event. ``idle_ms``: runs nearer than this share a session when the client names none."""
-        order = (event.time, event.event_id)
+        order = Order(event.time, event.event_id)
         # Spelt out rather than by `later`: this runs for every event, and most change nothing here.
         if event.user_name is not None and (self.name is None or order > self.name[0]):
             self.name = (order, event.user_name)
@@ -185,10 +193,10 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
             if newest or notebook.cell is None or order > notebook.cell[0]:
                 notebook.cell = (order, index)
             known = notebook.results.get(index)
-            if newest or known is None or order > known[0]:
-                notebook.results[index] = (order, not failed)
+            if newest or known is None or order > known.order:
+                notebook.results[index] = Result(order, not failed)
                 if known is None:
-                    trim(notebook.results, MAX_CELLS, lambda item: item[0])
+                    trim(notebook.results, MAX_CELLS, _result_order)
         cell = notebook.cells.get(key)
         if cell is None:
             cell = notebook.cells[key] = Cell()
@@ -339,8 +347,10 @@ def _merge_notebook(left: Notebook, right: Notebook) -> None:
     left.last = max(left.last, right.last)
     left.cell = latest(left.cell, right.cell)
     for index, result in right.results.items():
-        left.results[index] = later(left.results.get(index), result)
-        trim(left.results, MAX_CELLS, lambda item: item[0])
+        mine = left.results.get(index)
+        if mine is None or result.order > mine.order:
+            left.results[index] = result
+            trim(left.results, MAX_CELLS, _result_order)
     for key, cell in right.cells.items():
         known = left.cells.get(key)
         if known is None:
@@ -388,4 +398,8 @@ def _mark(key: str) -> int:
 
 
 def _cell_order(cell: Cell) -> Order:
-    return cell.failures[-1] if cell.failures else cell.success or (0, "")
+    return cell.failures[-1] if cell.failures else cell.success or _NEVER
+
+
+def _result_order(result: Result) -> Order:
+    return result.order

@@ -75,7 +75,7 @@ def _trouble(state: UserState, thresholds: Thresholds) -> tuple[int, int | None]
     consecutive = 1 if cell is None else max(1, cell.consecutive_errors)
     if consecutive < thresholds.stuck_errors:
         return consecutive, None
-    return consecutive, failures[min(thresholds.stuck_errors, len(failures)) - 1][0]
+    return consecutive, failures[min(thresholds.stuck_errors, len(failures)) - 1].time
 
 
 def _help(state: UserState, now: int) -> tuple[int | None, int | None]:

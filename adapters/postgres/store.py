@@ -12,7 +12,7 @@ from adapters.asyncio_bridge import Connection, Dsn, to_timestamptz
 from engine.clock import WallClock
 from engine.cohort import NotebookTotals
 from engine.errors import StoreRefusedError, StoreUnavailableError
-from engine.event import CELL_TYPES, Event, PackedCommit, UserKey
+from engine.event import CELL_TYPES, Event, Order, PackedCommit, UserKey
 from engine.ids import notebook_uuid, user_uuid
 from engine.ports import DeadLetter, Flush, SessionRow, Snapshot, StoredOffsets
 from engine.rows import decode_state
@@ -117,7 +117,7 @@ class PostgresStore:
             "select class_id, path, highest_cell_index, given_cell_count, given_at_ms, given_by from notebooks"
         )
         return [
-            (row[0], row[1], NotebookTotals(row[2], None if row[3] is None else ((row[4], row[5]), row[3])))
+            (row[0], row[1], NotebookTotals(row[2], None if row[3] is None else (Order(row[4], row[5]), row[3])))
             for row in rows
         ]
 
@@ -207,8 +207,8 @@ class PostgresStore:
             [min(item.total_cells, _MAX_INTEGER) for item in totals.values()],
             [item.highest_index for item in totals.values()],
             [None if item is None else item[1] for item in given],
-            [None if item is None else item[0][0] for item in given],
-            [None if item is None else item[0][1] for item in given],
+            [None if item is None else item[0].time for item in given],
+            [None if item is None else item[0].event_id for item in given],
         )
         self._remember(totals)
 

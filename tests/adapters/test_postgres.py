@@ -15,6 +15,7 @@ from adapters.postgres.queries import PostgresQueries
 from adapters.postgres.store import PostgresStore
 from engine.cohort import NotebookTotals
 from engine.errors import StoreRefusedError, StoreUnavailableError
+from engine.event import Order
 from engine.ports import DeadLetter
 from tests.adapters.events import DAY, NOW, event, run
 from tests.adapters.flushes import Feed, Student, make_store, opened
@@ -381,10 +382,10 @@ async def test_numbers_at_the_edge_of_their_columns_are_stored(loop, database, s
                 run(cell_index=most, execution_count=most, execution_duration_ms=1.7e308),
                 run(cell_index=0, execution_count=-(2**31), execution_duration_ms=0.0),
                 event(total_cells=most, completed_cells=0),
-                notebooks=[("default", "a.ipynb", NotebookTotals(most - 1, ((NOW, "e"), most)))],
+                notebooks=[("default", "a.ipynb", NotebookTotals(most - 1, (Order(NOW, "e"), most)))],
             )
         )
-        assert await store.notebooks() == [("default", "a.ipynb", NotebookTotals(most - 1, ((NOW, "e"), most)))]
+        assert await store.notebooks() == [("default", "a.ipynb", NotebookTotals(most - 1, (Order(NOW, "e"), most)))]
     assert await database.value("select max(cell_index) from cell_executions") == most
 
 

@@ -53,7 +53,9 @@ def test_both_bounds_hold_after_every_commit(commits):
         value += count
         young = [number for at, number in added if at >= now - 500]
         assert len(known) <= 20
-        assert all(number in known.known for number in young[-16:])  # a commit leaves whole, so up to 4 more may be gone
+        assert all(
+            number in known.known for number in young[-16:]
+        )  # a commit leaves whole, so up to 4 more may be gone
         assert not any(number in known.known for at, number in added if at < now - 500)
 
 

@@ -270,7 +270,7 @@ def test_failures_of_a_cell_are_bounded_but_all_counted():
     assert cell is not None
     assert len(cell.failures) == session.MAX_FAILURES
     assert cell.consecutive_errors == 3000
-    assert cell.failures[0][0] == START
+    assert cell.failures[0].time == START
 
 
 def test_calls_for_help_are_bounded_and_their_beginning_is_kept():
