@@ -23,7 +23,7 @@ _RETRY_S: Final = 0.5
 # While rows are written, a state is at most once in so many seconds, and so many states go into a flush, the longest
 # dirty first: what states cost does not grow with the rate of events.
 _STATE_INTERVAL_S: Final = 2.0
-_MAX_SNAPSHOTS: Final = 250
+_MAX_SNAPSHOTS: Final = 100
 # States in one flush when there are no rows to write: all that are dirty go, in a few transactions.
 _MAX_IDLE_SNAPSHOTS: Final = 1000
 

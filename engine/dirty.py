@@ -16,29 +16,31 @@ class DirtyUsers(Generic[Actor]):
     """
 
     def __init__(self) -> None:
-        self._users: dict[UserKey, tuple[int, Actor]] = {}
+        self._firsts: dict[UserKey, int] = {}
+        self._actors: dict[UserKey, Actor] = {}  # of the same keys
         self._taken: dict[UserKey, tuple[int, Actor]] = {}
 
     def __len__(self) -> int:
-        return len(self._users) + len(self._taken)
+        return len(self._firsts) + len(self._taken)
 
     def __contains__(self, key: UserKey) -> bool:
-        return key in self._users or key in self._taken
+        return key in self._firsts or key in self._taken
 
     def mark(self, key: UserKey, first_seq: int, actor: Actor) -> None:
         """The state changed by an event of ``first_seq``; only the first since the last snapshot counts."""
-        known = self._users.get(key)
-        if known is None or first_seq < known[0]:
-            self._users[key] = (first_seq, actor)
+        known = self._firsts.get(key)
+        if known is None or first_seq < known:
+            self._firsts[key] = first_seq
+            self._actors[key] = actor
 
     def waiting(self, due: int) -> Iterator[tuple[UserKey, Actor]]:
         """Users that are dirty since ``due`` (a seq) or before, the longest dirty first."""
-        return ((key, actor) for key, (first_seq, actor) in self._users.items() if first_seq <= due)
+        return ((key, self._actors[key]) for key, first_seq in self._firsts.items() if first_seq <= due)
 
     def take(self, keys: Iterable[UserKey]) -> None:
         """Lend these users to a flush."""
         for key in keys:
-            self._taken[key] = self._users.pop(key)
+            self._taken[key] = (self._firsts.pop(key), self._actors.pop(key))
 
     def stored(self) -> None:
         """The flush is committed."""
@@ -53,7 +55,7 @@ class DirtyUsers(Generic[Actor]):
 
     def floor(self, watermark: int, *, with_taken: bool) -> int:
         """Every event up to it is in its user's stored snapshot. ``with_taken=False``: once the loan is stored."""
-        firsts = [first_seq for first_seq, _ in self._users.values()]
+        first = min(self._firsts.values(), default=watermark + 1)
         if with_taken:
-            firsts += [first_seq for first_seq, _ in self._taken.values()]
-        return min(watermark, min(firsts, default=watermark + 1) - 1)
+            first = min(first, *(taken for taken, _ in self._taken.values()), watermark + 1)
+        return min(watermark, first - 1)
