@@ -1,6 +1,6 @@
 """Mailboxes of actors: one that keeps its order and is bounded, and one that keeps only the latest of each key."""
 
-from collections.abc import Hashable
+from collections.abc import Awaitable, Hashable
 from typing import Any, Generic, TypeVar
 
 import trio
@@ -16,13 +16,13 @@ class Mailbox(Generic[Message]):
     good part of what an event costs (docs/performance.md).
     """
 
-    __slots__ = ("_closed", "_messages", "_reader", "capacity")
+    __slots__ = ("_messages", "_reader", "capacity", "closed")
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self._messages: list[Message] = []
         self._reader: trio.lowlevel.Task | None = None  # who waits, if anybody does
-        self._closed = False
+        self.closed = False
 
     def __len__(self) -> int:
         return len(self._messages)
@@ -37,17 +37,19 @@ class Mailbox(Generic[Message]):
 
     def close(self) -> None:
         """No more messages will come."""
-        self._closed = True
+        self.closed = True
         self._rouse()
 
-    async def take_all(self) -> list[Message]:
-        """Everything that waits, oldest first; waits until there is something. Empty: closed, and all was taken."""
-        if not (self._messages or self._closed):
-            assert self._reader is None, "a mailbox has one reader"
-            self._reader = trio.lowlevel.current_task()
-            await trio.lowlevel.wait_task_rescheduled(self._abort)
+    def take_all(self) -> list[Message]:
+        """Everything that waits, oldest first."""
         taken, self._messages = self._messages, []
         return taken
+
+    def wait_filled(self) -> Awaitable[Any]:
+        """Wait until something is put or the mailbox is closed; only when nothing waits and it is open."""
+        # Not a coroutine of its own: each frame between a task and its sleep is paid for at every wake.
+        self._reader = trio.lowlevel.current_task()
+        return trio.lowlevel.wait_task_rescheduled(self._abort)  # noqa: ASYNC105 - the caller awaits it
 
     def _rouse(self) -> None:
         reader = self._reader

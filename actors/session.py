@@ -46,6 +46,10 @@ class SessionActor:
     empty state, and `adopt` joins the two later. Such a state is shown, but not stored.
     """
 
+    __slots__ = (
+        "_changed", "_context", "_crowd", "_dirty", "_mailbox", "_profile", "_rows", "key", "settled", "state",
+    )  # fmt: skip
+
     def __init__(self, key: UserKey, context: SessionContext, mailbox: int) -> None:
         self.key = key
         self._context = context
@@ -60,12 +64,15 @@ class SessionActor:
 
     async def run(self) -> None:
         """Apply deliveries until `retire`, and what waits by then."""
-        take_all, crowded = self._mailbox.take_all, self._context.crowded
-        while deliveries := await take_all():
+        mailbox, crowded = self._mailbox, self._context.crowded
+        while True:
+            for delivery in mailbox.take_all():
+                self._apply(delivery)
             if crowded:
                 crowded.discard(self.key)
-            for delivery in deliveries:
-                self._apply(delivery)
+            if mailbox.closed:
+                return
+            await mailbox.wait_filled()
 
     def deliver(self, delivery: Delivery) -> None:
         """Put a delivery into the mailbox. Never waits."""

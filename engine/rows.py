@@ -40,6 +40,8 @@ def _row(state: UserState, session: Session) -> SessionRow:
 class StoredRows:
     """The session rows of one student as they were last stored, so that a flush writes and moves only what changed."""
 
+    __slots__ = ("_doubt", "_pending", "_rows")
+
     def __init__(self) -> None:
         self._rows: dict[Identity, SessionRow] = {}
         self._pending: dict[Identity, SessionRow] = {}
