@@ -193,7 +193,7 @@ def users(bench: Bench) -> Row:
         for round_ in range(CPU_ROUNDS):
             for daemon, size in ((few, FEW_USERS), (many, MANY_USERS))[:: 1 if round_ % 2 == 0 else -1]:
                 found = bench.daemon_load(
-                    daemon, users=size, batch=1, connections=SINGLE_CONNECTIONS, seconds=bench.seconds / 2
+                    daemon, users=size, batch=1, connections=SINGLE_CONNECTIONS, seconds=bench.seconds
                 )
                 cost[daemon.name].append(found.cpu_us_per_event)
                 busiest.append(found.load)
