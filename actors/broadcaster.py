@@ -79,6 +79,7 @@ class Broadcaster:
     def _collect(self) -> None:
         """Sort what the mailboxes hold by class. Cheap: students are looked at only when their class is."""
         for (class_id, user_id), actor in self._mailboxes.changed.take_all().items():
+            actor.announced = False
             self._topic(class_id).changed(user_id, actor)
         for class_id, path in self._mailboxes.resized.take_all():
             self._topic(class_id).resized(path)

@@ -47,7 +47,8 @@ class SessionActor:
     """
 
     __slots__ = (
-        "_changed", "_context", "_crowd", "_dirty", "_mailbox", "_profile", "_rows", "key", "settled", "state",
+        "_changed", "_context", "_crowd", "_dirty", "_mailbox", "_marked", "_profile", "_rows", "announced", "key",
+        "settled", "state",
     )  # fmt: skip
 
     def __init__(self, key: UserKey, context: SessionContext, mailbox: int) -> None:
@@ -59,6 +60,9 @@ class SessionActor:
         self._crowd = mailbox // 2
         self._rows = StoredRows()
         self._profile: tuple[str | None, str | None] | None = None
+        # Whether it is among the dirty, and among the changed: looking here is cheaper than looking there.
+        self._marked = False
+        self.announced = False
         self.settled = False
         self.state = UserState(class_id=key[0], user_id=key[1])
 
@@ -95,7 +99,8 @@ class SessionActor:
             self._rows = past.rows
             self.state = merge(past.state, self.state, self._context.idle_ms)
         self.settled = True
-        self._context.mailboxes.changed.put(self.key, self)
+        self.announced = True
+        self._changed.put(self.key, self)
 
     def sessions(self) -> tuple[list[SessionRow], set[UUID]]:
         """Its sessions, and the ids of stored rows that are none any more."""
@@ -103,6 +108,7 @@ class SessionActor:
 
     def snapshot(self) -> Snapshot:
         """The absolute state, for a store. `stored` tells when it is committed."""
+        self._marked = False
         state = self.state
         self._rows.shed(state)
         rows, moved = self._rows.changes(state)
@@ -140,9 +146,16 @@ class SessionActor:
                 state.apply(event, received_at, idle_ms)
             except Exception as error:  # noqa: BLE001 - a bad event hurts only itself
                 bury(context.mailboxes, seq, event, error)
-        state.advance(journal, events[-1][0])
-        self._dirty.mark(self.key, events[0][0], self)
-        self._changed.put(self.key, self)
+        if applied:
+            state.applied[journal] = max(applied, events[-1][0])
+        else:
+            state.advance(journal, events[-1][0])
+        if not self._marked:
+            self._marked = True
+            self._dirty.mark(self.key, events[0][0], self)
+        if not self.announced:
+            self.announced = True
+            self._changed.put(self.key, self)
         part.done()
 
 
