@@ -6,7 +6,7 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 # The editable install reads pyproject.toml only, and never asks an index.
 EDITABLE := install --no-deps --no-build-isolation --no-index -e .
 
-.PHONY: install dev run test unit lint types bench lock clean help
+.PHONY: install dev run test unit chaos lint types bench lock clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -38,6 +38,10 @@ test: dev ## every test (installs what they need)
 
 unit: dev ## the fast ones, for every save
 	$(BIN)/pytest -q -m 'not slow' tests/engine tests/actors tests/config $(PYTEST_ARGS)
+
+chaos: dev ## random faults for 15 minutes; SEED=n repeats a run
+	@.ci/tools
+	CLASSPULSE_CHAOS_S=900 CLASSPULSE_SEED=$(SEED) $(BIN)/pytest -q -s tests/faults/test_chaos.py $(PYTEST_ARGS)
 
 lint: dev ## ruff, format and import rules
 	$(BIN)/ruff check .

@@ -64,6 +64,7 @@ class Load:
         if crowd:
             names = [f"crowd{number:04}" for number in range(crowd)]
             self._students.append(Student(names, random.Random(f"{seed}/crowd"), most=CROWD_BATCH))
+        self._connections: set[Connection] = set()
         self._pause_s = pause_s
         self._finishing = False
         self._nursery_manager = trio.open_nursery()
@@ -99,6 +100,12 @@ class Load:
 
         await eventually(reached, within=within, what=f"{events} more events acknowledged")
 
+    def cut(self, source: random.Random) -> None:
+        """Cut some of the connections, in whatever they are doing."""
+        for connection in self._connections:
+            if source.random() < 0.5:
+                connection.cut()
+
     async def finish(self, within: float = 60) -> None:
         """Let every student get an acknowledgement for all it has sent, then stop."""
         self._finishing = True
@@ -118,10 +125,12 @@ class Load:
                     try:
                         if connection is None:
                             connection = await Connection.open(self._daemon.port)
+                            self._connections.add(connection)
                         answer = await self._post(connection, batch)
                     except (Disconnected, trio.TooSlowError):
                         answer = None
                         if connection is not None:
+                            self._connections.discard(connection)
                             await connection.reset()
                             connection = None
                     if answer is not None and answer.status == 202:

@@ -4,6 +4,7 @@ import json
 import socket
 import struct
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Self
 
 import attrs
@@ -64,7 +65,7 @@ class Connection:
     async def send(self, data: bytes) -> None:
         try:
             await self.stream.send_all(data)
-        except trio.BrokenResourceError as error:
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:  # the latter: it was cut
             raise Disconnected("the daemon closed while we sent") from error
 
     async def answer(self) -> Answer:
@@ -84,6 +85,11 @@ class Connection:
                 return not self._received and not await self.stream.receive_some()
             except trio.BrokenResourceError:
                 return True
+
+    def cut(self) -> None:
+        """End both directions under whoever is sending or waiting."""
+        with suppress(OSError):  # it may be over already
+            self.stream.socket.shutdown(socket.SHUT_RDWR)
 
     async def reset(self) -> None:
         """Drop the connection with a TCP reset, whatever is on its way."""

@@ -11,7 +11,7 @@ from subprocess import PIPE
 import attrs
 import trio
 
-RECEIVE = ("recvfrom", "recvmsg", "read")
+RECEIVE = ("recvfrom", "recvmsg", "read", "readv")
 SEND = ("sendto", "sendmsg", "write", "writev")
 WRITE = ("write", "writev", "pwrite64", "pwritev", "pwritev2")
 SYNC = ("fsync", "fdatasync")
