@@ -88,8 +88,8 @@ class SqliteJournal:
         clock: WallClock,
     ) -> None:
         self._path = directory / "journal.sqlite"
-        self._max_bytes = max_bytes
-        self._min_free_bytes = min_free_bytes
+        self.max_bytes = max_bytes  # this and the next may be changed while it runs
+        self.min_free_bytes = min_free_bytes
         self._window_ms = int(dedupe_window_s * 1000)
         self._window = DedupeWindow(max_events=dedupe_max_events, window_ms=self._window_ms)
         self._clock = clock
@@ -176,8 +176,8 @@ class SqliteJournal:
     @property
     def fault(self) -> str | None:
         """Why events cannot be made durable now; None when they can, as far as is known."""
-        if self.payload_bytes > self._max_bytes:
-            return f"{self.payload_bytes} bytes wait for the stores, over journal.max_bytes ({self._max_bytes})"
+        if self.payload_bytes > self.max_bytes:
+            return f"{self.payload_bytes} bytes wait for the stores, over journal.max_bytes ({self.max_bytes})"
         self._look_at_disk()
         return self._disk_fault
 
@@ -189,8 +189,8 @@ class SqliteJournal:
         disk = os.statvfs(self._path.parent)
         free = disk.f_bavail * disk.f_frsize
         self._disk_fault = None
-        if free < self._min_free_bytes:
-            self._disk_fault = f"{free} bytes of disk are free, under journal.min_free_bytes ({self._min_free_bytes})"
+        if free < self.min_free_bytes:
+            self._disk_fault = f"{free} bytes of disk are free, under journal.min_free_bytes ({self.min_free_bytes})"
 
     @property
     def health(self) -> dict[str, object]:
@@ -207,7 +207,7 @@ class SqliteJournal:
     def append(self, events: list[Event], settle: Settle) -> None:
         """See `engine.ports.Journal.append`."""
         # The commit loop keeps an eye on the disk; while something is wrong, every append looks again.
-        if (self._disk_fault or self.payload_bytes > self._max_bytes) and (fault := self.fault) is not None:
+        if (self._disk_fault or self.payload_bytes > self.max_bytes) and (fault := self.fault) is not None:
             raise UnavailableError(fault, retry_after_s=5)
         if self._queued >= _MAX_QUEUED_EVENTS:
             raise UnavailableError("too many events wait for the disk")

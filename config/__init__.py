@@ -1,5 +1,6 @@
 from config.errors import ConfigError
 from config.loading import is_loopback, load
+from config.reloading import Reloader
 from config.settings import Auth, Broadcast, Http, Journal, Postgres, Session, Settings, Stuck
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "Http",
     "Journal",
     "Postgres",
+    "Reloader",
     "Session",
     "Settings",
     "Stuck",

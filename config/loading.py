@@ -11,7 +11,7 @@ import operator
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -31,8 +31,11 @@ class _UnfitError(Exception):
     """A value that does not fit its key; the message says what was expected."""
 
 
-def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
-    """Read the file (none: defaults), then ``environ``. Raises ConfigError with every fault, and nothing else."""
+def load(path: Path | None, environ: Mapping[str, str], inherited: Collection[str] = ()) -> Settings:
+    """Read the file (none: defaults), then ``environ``. Raises ConfigError with every fault, and nothing else.
+
+    ``inherited`` are the addresses of listening sockets that a process manager handed over.
+    """
     faults: list[str] = []
     given = {} if path is None else _flat(_read(path), faults)
     sources = _environment(environ, given, faults)
@@ -46,7 +49,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
             values[name] = _checked(name, given[name])
         except _UnfitError as unfit:
             faults.append(f"{name}: {unfit}{_secret_source(name, sources)}")
-    faults += _contradictions(values)
+    faults += _contradictions(values, inherited)
     if faults:
         raise ConfigError(sorted(faults))
 
@@ -179,7 +182,7 @@ def _checked(name: str, value: object) -> Any:
     return result
 
 
-def _contradictions(values: Mapping[str, Any]) -> list[str]:
+def _contradictions(values: Mapping[str, Any], inherited: Collection[str]) -> list[str]:
     """Compare keys with each other, as far as they are sound on their own."""
     faults = []
     host = values.get("http.host")
@@ -189,6 +192,12 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
             f'http.host: {_shown(host)} is not a loopback address, and with auth.mode = "open" whoever reaches it '
             "is let in; use 127.0.0.1, or set auth.allow_open_network = true"
         )
+    faults += [
+        f'auth.mode: the inherited socket listens on {address}, which is not a loopback address, and with mode "open" '
+        "whoever reaches it is let in; let it listen on 127.0.0.1, or set auth.allow_open_network = true"
+        for address in inherited
+        if is_open and not is_loopback(address)
+    ]
     for earlier, later in (("idle_after_s", "offline_after_s"), ("offline_after_s", "retire_after_s")):
         low, high = values.get(f"session.{earlier}"), values.get(f"session.{later}")
         if low is not None and high is not None and low > high:

@@ -7,7 +7,7 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import structlog
 import trio
@@ -30,8 +30,9 @@ from adapters.lock import DirectoryLock
 from adapters.postgres.probe import migrate_database, server_version
 from adapters.postgres.queries import PostgresQueries
 from adapters.postgres.store import PostgresStore
+from adapters.systemd import Manager
 from adapters.websocket import StreamEndpoint
-from config import Settings
+from config import Reloader, Settings
 from config.settings import EMBEDDED
 from engine.clock import wall_clock
 from engine.dirty import DirtyUsers
@@ -39,6 +40,8 @@ from engine.errors import ClasspulseError, StartError, flatten
 from engine.health import Health
 from engine.view import Thresholds
 from engine.watermark import Watermark
+
+__all__ = ["App", "Manager", "check", "migrate"]
 
 # How long the start waits for the stores before it goes on without them, in seconds.
 _PATIENCE_S: Final = 30.0
@@ -58,8 +61,14 @@ log = structlog.get_logger("app")
 class App:
     """One daemon. `run` it once."""
 
-    def __init__(self, settings: Settings, *, accept_gap: bool) -> None:
+    def __init__(
+        self, settings: Settings, manager: Manager, reread: Callable[[], Settings], *, accept_gap: bool
+    ) -> None:
+        """``reread`` makes the settings anew when a SIGHUP comes."""
         self._settings = settings
+        self._manager = manager
+        self._reread = reread
+        self._reloader: Reloader | None = None
         self._stop = trio.Event()
         self._ready = False
         self._journal = SqliteJournal(
@@ -93,11 +102,18 @@ class App:
         with DirectoryLock(self._settings.data_dir):
             async with open_loop(), trio.open_nursery() as services:
                 services.start_soon(self._watch_signals)
+                services.start_soon(self._manager.feed_watchdog)
+                self._manager.status("starting")
                 if self._embedded is not None:
                     await self._start_embedded(services, self._embedded)
                 self._journal.open()
                 parts = _assemble(
-                    self._settings, self._journal, self._dsn, lambda: self._ready, accept_gap=self._accept_gap
+                    self._settings,
+                    self._journal,
+                    self._dsn,
+                    lambda: self._ready,
+                    self._manager,
+                    accept_gap=self._accept_gap,
                 )
                 try:
                     await self._serve(parts, on_ready)
@@ -163,8 +179,11 @@ class App:
             edge.start_soon(parts.server.run)
             self._ready = True
             on_ready(url)
+            self._reloader = Reloader(self._settings, self._reread, self._reloadable(parts))
+            self._manager.ready(f"ready on {url}")
             await self._stop.wait()
             log.info("stopping", lag_events=parts.writer.lag)
+            self._manager.status(f"stopping: {parts.writer.lag} events are to be stored")
             self._ready = False
             parts.server.stop()
             edge.cancel_scope.deadline = trio.current_time() + _EDGE_S
@@ -174,14 +193,40 @@ class App:
 
     async def _watch_signals(self) -> None:
         """The first signal starts the shutdown's order, the second ends it at once; nothing acknowledged is lost."""
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
             async for number in signals:
+                if number == signal.SIGHUP:
+                    self._reload()
+                    continue
                 if self._stop.is_set():
                     log.warning("second signal: ending at once", signal=signal.Signals(number).name)
                     if self._embedded is not None and self._embedded.pid is not None:
                         os.kill(self._embedded.pid, signal.SIGINT)
                     os._exit(1)
+                self._manager.stopping("stopping")
                 self._stop.set()
+
+    def _reload(self) -> None:
+        """SIGHUP never ends the daemon; before it is ready and while it stops there is nothing to take up."""
+        if self._reloader is None or self._stop.is_set():
+            log.info("reload ignored: not serving")
+            return
+        self._manager.reloading()
+        try:
+            self._reloader.reload()
+        except Exception:
+            log.exception("reload failed")
+        self._manager.ready("ready")
+
+    def _reloadable(self, parts: "_Parts") -> dict[str, Callable[[Any], object]]:
+        """Keys that may change while it serves: limits that an operator moves in need, and names."""
+        return {
+            "http.allowed_hosts": parts.server.allow_hosts,
+            "http.max_body_bytes": partial(setattr, parts.server, "max_body_bytes"),
+            "http.max_header_bytes": partial(setattr, parts.server, "max_header_bytes"),
+            "journal.max_bytes": partial(setattr, self._journal, "max_bytes"),
+            "journal.min_free_bytes": partial(setattr, self._journal, "min_free_bytes"),
+        }
 
 
 class _Parts(NamedTuple):
@@ -198,7 +243,13 @@ class _Parts(NamedTuple):
 
 
 def _assemble(
-    settings: Settings, journal: SqliteJournal, dsn: Dsn, ready: Callable[[], bool], *, accept_gap: bool
+    settings: Settings,
+    journal: SqliteJournal,
+    dsn: Dsn,
+    ready: Callable[[], bool],
+    manager: Manager,
+    *,
+    accept_gap: bool,
 ) -> _Parts:
     """Tie the rooms together. Nothing here does I/O."""
     dirty: DirtyUsers[SessionActor] = DirtyUsers()
@@ -247,6 +298,7 @@ def _assemble(
         refuse_forwarded=not settings.auth.allow_open_network,
         max_header_bytes=settings.http.max_header_bytes,
         max_body_bytes=settings.http.max_body_bytes,
+        inherited=manager.sockets,
     )
     return _Parts(router, recovery, writer, broadcaster, stream, server, store, queries)
 

@@ -2,8 +2,9 @@
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -48,12 +49,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _settings(arguments: argparse.Namespace) -> "Settings | None":
+def _settings(arguments: argparse.Namespace, inherited: Collection[str] = ()) -> "Settings | None":
     """The configuration; None after every fault was told."""
     from config import ConfigError, load
 
     try:
-        return load(arguments.config, os.environ)
+        return load(arguments.config, os.environ, inherited)
     except ConfigError as error:
         for fault in error.faults:
             print(f"config: {fault}", file=sys.stderr)
@@ -61,13 +62,21 @@ def _settings(arguments: argparse.Namespace) -> "Settings | None":
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from engine.app import App
+    from config import load
+    from engine.app import App, Manager
 
-    settings = _settings(arguments)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the app takes it: by default it would end us
+    logs.configure("info")
+    try:
+        manager = Manager(os.environ)
+    except ClasspulseError as error:
+        print(f"serve: {error}", file=sys.stderr)
+        return _FAULT
+    settings = _settings(arguments, manager.addresses)
     if settings is None:
         return _USAGE
-    logs.configure("info")
-    app = App(settings, accept_gap=arguments.accept_gap)
+    reread = partial(load, arguments.config, os.environ, manager.addresses)
+    app = App(settings, manager, reread, accept_gap=arguments.accept_gap)
     return _run("serve", partial(app.run, lambda url: print(f"classpulse ready {url}", flush=True)))
 
 

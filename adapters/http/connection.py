@@ -100,6 +100,11 @@ class Connection:
         self._closing = True
         self._wake.set()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a request has begun that is not answered yet."""
+        return self._begun or self._owed or bool(self._ready)
+
     async def run(self) -> None:
         """Serve until the peer closes, something is refused, or `close_when_idle`."""
         try:

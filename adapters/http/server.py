@@ -1,7 +1,8 @@
 """The HTTP server: listeners, routing between the hot path and the rest, and an orderly end."""
 
 import ipaddress
-from collections.abc import Awaitable, Callable
+import socket
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Final
@@ -21,6 +22,9 @@ STREAM_PATH: Final = b"/api/v1/stream"
 # Connections that may wait to be accepted. 5,000 students' clients reconnecting after a restart fit.
 _BACKLOG: Final = 4096
 _LOOPBACK: Final = frozenset({b"localhost", b"127.0.0.1", b"[::1]"})
+# A connection younger than this at the stop, in seconds, gets so long for its first request: a client may send again
+# what it sent on an idle connection that was closed, but takes it for a failure on a new one.
+_FRESH_S: Final = 0.5
 
 log = structlog.get_logger("http")
 
@@ -42,6 +46,7 @@ class HttpServer:
         refuse_forwarded: bool,
         max_header_bytes: int,
         max_body_bytes: int,
+        inherited: Sequence[socket.socket] = (),
     ) -> None:
         self.max_header_bytes = max_header_bytes
         self.max_body_bytes = max_body_bytes
@@ -51,16 +56,23 @@ class HttpServer:
         self._websocket = websocket
         self._host = host
         self._port = port
-        self._allowed = {name.lower().encode() for name in allowed_hosts} or _LOOPBACK | {_host_of(host)}
-        self._approved: set[bytes] = set()
+        self._inherited = inherited
+        self.allow_hosts(allowed_hosts)
         self._poller = Poller()
         self._listeners: list[trio.SocketListener] = []
         self._accepting = trio.CancelScope()
-        self._connections: set[Connection] = set()
+        self._connections: dict[Connection, float] = {}  # and since when, on trio's clock
         self._server = (host, port)
 
     async def bind(self) -> str:
-        """Listen; returns the base URL. Raises StartError when the address cannot be had."""
+        """Listen, or take over the sockets that a process manager listens on; returns the base URL.
+
+        Raises StartError when the address cannot be had.
+        """
+        if self._inherited:
+            self._listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(each)) for each in self._inherited]
+            self._server = self._inherited[0].getsockname()[:2]
+            return f"http://{_host_of(self._server[0]).decode()}:{self._server[1]}"
         try:
             self._listeners = await trio.open_tcp_listeners(self._port, host=self._host, backlog=_BACKLOG)
         except OSError as fault:
@@ -78,15 +90,31 @@ class HttpServer:
             async with trio.open_nursery() as connections:
                 with self._accepting:
                     await trio.serve_listeners(self._serve, self._listeners, handler_nursery=connections)
+                await trio.lowlevel.checkpoint()  # so that those accepted last are among them
+                if self._connections:
+                    await trio.sleep_until(max(self._connections.values()) + _FRESH_S)
+                for connection in list(self._connections):
+                    connection.close_when_idle()
             polling.cancel_scope.cancel()
 
     def stop(self) -> None:
-        """No new connections; each one ends after the request in hand."""
+        """No new connections; each one ends after the request in hand.
+
+        A listening socket that was inherited stays open with who handed it over: whoever connects waits in its backlog.
+        """
         self._accepting.cancel()
         for listener in self._listeners:
             listener.socket.close()
-        for connection in list(self._connections):
-            connection.close_when_idle()
+        fresh = trio.current_time() - _FRESH_S
+        for connection, since in list(self._connections.items()):
+            if connection.busy or since < fresh:
+                connection.close_when_idle()
+
+    def allow_hosts(self, names: Collection[str]) -> None:
+        """Answer to these names from now on; where there are none, to loopback's and the address listened on."""
+        addresses = [each.getsockname()[0] for each in self._inherited] or [self._host]
+        self._allowed = {name.lower().encode() for name in names} or _LOOPBACK | set(map(_host_of, addresses))
+        self._approved: set[bytes] = set()
 
     def allows_host(self, host: bytes) -> bool:
         """See `adapters.http.connection.Limits`. Ports are ignored."""
@@ -105,13 +133,13 @@ class HttpServer:
     async def _serve(self, stream: trio.SocketStream) -> None:
         """One connection ends only itself, whatever goes wrong in it."""
         connection = Connection(stream, self._poller, self, self)
-        self._connections.add(connection)
+        self._connections[connection] = trio.current_time()
         try:
             await connection.run()
         except Exception:
             log.exception("connection failed")
         finally:
-            self._connections.discard(connection)
+            self._connections.pop(connection, None)
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError):
                 await _linger_close(stream)
 

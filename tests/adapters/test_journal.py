@@ -173,7 +173,7 @@ async def test_past_the_free_disk_it_refuses_until_there_is_room(start):
     journal = start(min_free_bytes=2**62)
     with pytest.raises(UnavailableError, match="min_free_bytes"):
         append(journal, event())
-    journal._min_free_bytes = 0
+    journal.min_free_bytes = 0
     journal._disk_seen = -1e9  # it looks once a second
     assert await kept(journal, event()) == [True]
 

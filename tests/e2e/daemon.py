@@ -4,6 +4,7 @@ import itertools
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -38,11 +39,16 @@ class Daemon:
         dsn: str = "embedded",
         settings: Mapping[str, str] | None = None,
         arguments: Sequence[str] = (),
+        environ: Mapping[str, str] | None = None,
+        listener: socket.socket | None = None,
     ) -> None:
+        """``environ`` is what a process manager adds to the environment, ``listener`` the socket that it hands over."""
         self.data_dir = data_dir
         self.port = 0
         self._settings = {"DATA_DIR": str(data_dir), "HTTP__PORT": "0", "POSTGRES__DSN": dsn, **(settings or {})}
         self._arguments = arguments
+        self._environ = environ or {}
+        self._listener = listener
         self._process: subprocess.Popen[bytes] | None = None
         self._stdout = self._stderr = data_dir  # set by launch
 
@@ -96,13 +102,24 @@ class Daemon:
         self._stderr = self.data_dir.parent / f"daemon-{number}.stderr"
         with self._stdout.open("wb") as stdout, self._stderr.open("wb") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "engine", "serve", *self._arguments],
+                [*self._handing_over(), sys.executable, "-m", "engine", "serve", *self._arguments],
                 cwd=REPOSITORY,
-                env=self._environment(),
+                env=self._environment() | self._environ,
+                pass_fds=[] if self._listener is None else [self._listener.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
             )
+
+    def _handing_over(self) -> list[str]:
+        """What runs between us and the daemon, as the variable must have the daemon's own pid (sd_listen_fds(3))."""
+        if self._listener is None:
+            return []
+        script = (
+            "import os, sys; os.dup2(int(sys.argv[1]), 3); "
+            "os.environ |= {'LISTEN_FDS': '1', 'LISTEN_PID': str(os.getpid())}; os.execv(sys.argv[2], sys.argv[2:])"
+        )
+        return [sys.executable, "-c", script, str(self._listener.fileno())]
 
     def start(self, within: float = READY_WITHIN_S) -> Self:
         """Start the process and return once it says that it is ready."""
@@ -159,7 +176,8 @@ class Daemon:
 
     def _environment(self) -> dict[str, str]:
         """This process's environment without its own settings: an unknown key would be refused."""
-        foreign = ("CLASSPULSE_", "STATE_DIRECTORY", "RUNTIME_DIRECTORY", "CREDENTIALS_DIRECTORY", "LISTEN_", "PG")
+        foreign = ("CLASSPULSE_", "STATE_DIRECTORY", "RUNTIME_DIRECTORY", "CREDENTIALS_DIRECTORY", "PG")
+        foreign += ("LISTEN_", "NOTIFY_", "WATCHDOG_")
         kept = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
         return kept | {f"CLASSPULSE_{key}": value for key, value in self._settings.items()}
 

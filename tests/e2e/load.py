@@ -51,11 +51,21 @@ class Load:
     away is waited for, however long that takes.
     """
 
-    def __init__(self, daemon: HasPort, *, seed: int, users: int = 20, crowd: int = 0, pause_s: float = 0.05) -> None:
+    def __init__(
+        self,
+        daemon: HasPort,
+        *,
+        seed: int,
+        users: int = 20,
+        crowd: int = 0,
+        pause_s: float = 0.05,
+        leaving: float = 0.0,
+    ) -> None:
         self.acknowledged: dict[str, dict[str, Any]] = {}
         self.requests = 0
         self.refusals: list[Refusal] = []
         self.faults: list[str] = []
+        self.failures: list[str] = []  # what a client sees that sends again only what it sent on a kept connection
         self._daemon = daemon
         self._students = [
             Student([f"student{number:02}@example.com"], random.Random(f"{seed}/{number}"), named_sessions=number > 0)
@@ -66,6 +76,7 @@ class Load:
             self._students.append(Student(names, random.Random(f"{seed}/crowd"), most=CROWD_BATCH))
         self._connections: set[Connection] = set()
         self._pause_s = pause_s
+        self._leaving = leaving  # how often a student closes the connection after an answer
         self._finishing = False
         self._nursery_manager = trio.open_nursery()
         self._nursery: trio.Nursery | None = None
@@ -114,6 +125,7 @@ class Load:
 
     async def _work(self, student: "Student") -> None:
         connection: Connection | None = None
+        answers = 0  # on this connection
         try:
             while not self._finishing:
                 batch = student.batch()
@@ -126,9 +138,13 @@ class Load:
                         if connection is None:
                             connection = await Connection.open(self._daemon.port)
                             self._connections.add(connection)
+                            answers = 0
                         answer = await self._post(connection, batch)
-                    except (Disconnected, trio.TooSlowError):
+                        answers += 1
+                    except (Disconnected, trio.TooSlowError) as failure:
                         answer = None
+                        if not answers or isinstance(failure, trio.TooSlowError):
+                            self.failures.append(f"{failure!r} after {answers} answers")
                         if connection is not None:
                             self._connections.discard(connection)
                             await connection.reset()
@@ -138,6 +154,10 @@ class Load:
                         break
                     await trio.sleep(RETRY_AFTER_S)
                 self.acknowledged |= {event["event_id"]: event for event in batch}
+                if connection is not None and student.random.random() < self._leaving:
+                    self._connections.discard(connection)
+                    await trio.aclose_forcefully(connection.stream)
+                    connection = None
                 await trio.sleep(student.random.expovariate(1 / self._pause_s))
         finally:
             if connection is not None:
