@@ -46,7 +46,9 @@ class Mailbox(Generic[Message]):
         return taken
 
     def wait_filled(self) -> Awaitable[Any]:
-        """Wait until something is put or the mailbox is closed; only when nothing waits and it is open."""
+        """Wait until something is put or the mailbox is closed; not at all when something waits. Only while open."""
+        if self._messages:
+            return trio.lowlevel.checkpoint()  # noqa: ASYNC105 - the caller awaits it
         # Not a coroutine of its own: each frame between a task and its sleep is paid for at every wake.
         self._reader = trio.lowlevel.current_task()
         return trio.lowlevel.wait_task_rescheduled(self._abort)  # noqa: ASYNC105 - the caller awaits it

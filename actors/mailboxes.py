@@ -1,6 +1,8 @@
-"""The conflating mailboxes between the actors. Each holds one slot of its key, so none can be full."""
+"""The conflating mailboxes between the actors. Each holds one slot of its key, so none fills by repeats."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+import structlog
 
 from engine.cohort import NotebookTotals
 from engine.event import UserKey
@@ -10,6 +12,11 @@ from .mailbox import ConflatingMailbox
 
 if TYPE_CHECKING:
     from .session import SessionActor
+
+# Alerts for operators that wait to be taken; more are in the log only.
+_MAX_OPS: Final = 1000
+
+log = structlog.get_logger("ops")
 
 
 class Mailboxes:
@@ -25,3 +32,11 @@ class Mailboxes:
         # To the store writer: notebooks (class, path) to be stored, and events (by seq) that could not be applied.
         self.notebooks: ConflatingMailbox[tuple[str, str], NotebookTotals] = ConflatingMailbox()
         self.dead_letters: ConflatingMailbox[int, DeadLetter] = ConflatingMailbox()
+        # To operators, by (what, class, student or ""): something that a person should look at.
+        self.ops: ConflatingMailbox[tuple[str, str, str], str] = ConflatingMailbox()
+
+    def alert(self, what: str, class_id: str, subject: str, message: str) -> None:
+        """Tell operators: a log line, and a message in `ops` while it has room."""
+        log.warning(what, class_id=class_id, subject=subject, reason=message)
+        if len(self.ops) < _MAX_OPS:
+            self.ops.put((what, class_id, subject), message)

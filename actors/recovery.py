@@ -15,8 +15,9 @@ from engine.rows import Past, user_key
 from engine.session import UserState
 from engine.watermark import Part
 
+from .rebuild import Trial
 from .router import Router
-from .session import SessionContext, bury
+from .session import SessionContext
 
 # Between two tries to reach a store that is away, in seconds: short, because the teacher's view waits for it.
 RETRY_S: Final = 0.5
@@ -156,6 +157,7 @@ class Recovery:
         """Apply the journal's ``(after, head]`` to ``pasts``; tells the first seq that each user's snapshot lacked."""
         journal_id = self._journal.id.hex
         firsts: dict[UserKey, int] = {}
+        trials: dict[UserKey, Trial] = {}  # of students with an event that could not be applied
         said = trio.current_time()
         begin = after
         while after < self._head:
@@ -167,21 +169,35 @@ class Recovery:
             for commit in commits:
                 for seq, event in enumerate(commit.events, commit.first_seq):
                     key = (event.class_id, event.user_id)
-                    state = pasts[key].state
                     self._router.observe(event)
+                    if key in trials:
+                        trials[key].apply(seq, event, commit.received_at)
+                        continue
+                    state = pasts[key].state
                     if seq > state.position(journal_id):
+                        firsts.setdefault(key, seq)
                         try:
                             state.apply(event, commit.received_at, self._idle_ms)
-                        except Exception as error:  # noqa: BLE001 - one event must not stop everybody's recovery
-                            bury(self._mailboxes, seq, event, error)
-                        state.advance(journal_id, seq)
-                        firsts.setdefault(key, seq)
+                        except Exception:  # noqa: BLE001 - one event must not stop everybody's recovery
+                            trials[key] = await self._retried(key, seq)
+                        else:
+                            state.advance(journal_id, seq)
                 await trio.lowlevel.checkpoint()
             after = commits[-1].last_seq
             if trio.current_time() - said >= _PROGRESS_S:
                 said = trio.current_time()
                 log.info("replaying", done=after - begin, of=self._head - begin)
+        for key, trial in trials.items():
+            pasts[key] = pasts[key]._replace(state=trial.state)
         return firsts
+
+    async def _retried(self, key: UserKey, upto: int) -> Trial:
+        """A student's stored state, replayed anew up to this seq: what was made of it may hold half an event."""
+        stored = await self._store.snapshots([key])
+        state = stored[0] if stored else UserState(class_id=key[0], user_id=key[1])
+        trial = Trial(state, self._journal.id.hex, self._idle_ms, self._mailboxes)
+        await trial.replay(self._journal, upto)
+        return trial
 
     async def _load_missing(self, commits: list[Commit], pasts: dict[UserKey, Past]) -> None:
         wanted = {(event.class_id, event.user_id) for commit in commits for event in commit.events} - pasts.keys()

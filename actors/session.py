@@ -4,19 +4,26 @@ from typing import Final, NamedTuple, TypeAlias
 from uuid import UUID
 
 import structlog
+import trio
 
 from engine.dirty import DirtyUsers
 from engine.event import Event, UserKey
-from engine.ports import DeadLetter, SessionRow, Snapshot
-from engine.rows import Past, StoredRows, encode_state, session_rows
+from engine.ports import DeadLetter, Journal, SessionRow, Snapshot
+from engine.rows import Past, StoredRows, decode_state, encode_state, session_rows
 from engine.session import UserState, merge
 from engine.watermark import Part
 
 from .mailbox import Mailbox
 from .mailboxes import Mailboxes
+from .rebuild import Trial, leave_letter, place_of
 
-# Dead letters that wait for the store; more are in the log only, and their events in the journal and the rows.
-_MAX_DEAD_LETTERS: Final = 10_000
+# So many events that cannot be applied, within so many seconds, park a student; for so long (seconds) its events are
+# kept and not applied: a client that only sends what breaks the program must not have it rebuild a state all the time.
+PARK_FAULTS: Final = 3
+PARK_WITHIN_S: Final = 60.0
+PARK_S: Final = 600.0
+# Between two tries to rebuild a state, in seconds.
+_RETRY_S: Final = 0.5
 
 log = structlog.get_logger("session")
 
@@ -34,6 +41,15 @@ class SessionContext(NamedTuple):
     dirty: "DirtyUsers[SessionActor]"
     mailboxes: Mailboxes
     crowded: set[UserKey]  # students whose mailbox is half full: time to refuse more at the edge
+    source: Journal  # what a damaged state is rebuilt from
+
+
+class _PoisonError(Exception):
+    """The event of this seq could not be applied, and the state may hold half of it."""
+
+    def __init__(self, seq: int) -> None:
+        super().__init__(seq)
+        self.seq = seq
 
 
 class SessionActor:
@@ -44,11 +60,14 @@ class SessionActor:
 
     An actor may start before its stored snapshot could be read (the store is away): it then applies what arrives to an
     empty state, and `adopt` joins the two later. Such a state is shown, but not stored.
+
+    An event that cannot be applied may leave half of itself behind, so the state is then rebuilt: from the bytes of the
+    last snapshot and the journal, which holds all that came since. What waits in the mailbox waits for that.
     """
 
     __slots__ = (
-        "_changed", "_context", "_crowd", "_dirty", "_mailbox", "_marked", "_profile", "_rows", "announced", "key",
-        "settled", "state",
+        "_changed", "_context", "_crowd", "_dirty", "_faults", "_good", "_joined", "_late", "_mailbox", "_marked",
+        "_parked_until", "_profile", "_rows", "_whole", "announced", "key", "state",
     )  # fmt: skip
 
     def __init__(self, key: UserKey, context: SessionContext, mailbox: int) -> None:
@@ -63,18 +82,33 @@ class SessionActor:
         # Whether it is among the dirty, and among the changed: looking here is cheaper than looking there.
         self._marked = False
         self.announced = False
-        self.settled = False
+        self._joined = False  # with its past
+        self._late: Past | None = None  # a past that came while the state was rebuilt
+        self._whole = True
+        self._good: bytes | None = None  # the state as it last was stored or rebuilt; None: it began empty
+        self._faults: tuple[float, ...] = ()  # trio times of late
+        self._parked_until: float | None = None
         self.state = UserState(class_id=key[0], user_id=key[1])
+
+    @property
+    def settled(self) -> bool:
+        """Whether the state may be stored: it holds its past, and no half of an event."""
+        return self._joined and self._whole
 
     async def run(self) -> None:
         """Apply deliveries until `retire`, and what waits by then."""
         mailbox, crowded = self._mailbox, self._context.crowded
         while True:
             for delivery in mailbox.take_all():
-                self._apply(delivery)
+                if self._parked_until is not None:
+                    self._pass_over(delivery)
+                try:
+                    self._apply(delivery)
+                except Exception as error:  # noqa: BLE001 - whatever it is, it hurts only this student
+                    await self._contain(delivery, error)
             if crowded:
                 crowded.discard(self.key)
-            if mailbox.closed:
+            if mailbox.closed and not len(mailbox):
                 return
             await mailbox.wait_filled()
 
@@ -94,11 +128,17 @@ class SessionActor:
         self._mailbox.close()
 
     def adopt(self, past: Past | None) -> None:
-        """Settle what came before: ``past`` holds only events that the live state has not seen."""
+        """Settle what came before, once: ``past`` holds only events that the live state has not seen."""
+        if self._joined:
+            return
+        if past is not None and not self._whole:
+            self._late = past
+            return
         if past is not None:
             self._rows = past.rows
             self.state = merge(past.state, self.state, self._context.idle_ms)
-        self.settled = True
+            self._good = encode_state(self.state)
+        self._joined = True
         self.announced = True
         self._changed.put(self.key, self)
 
@@ -113,10 +153,11 @@ class SessionActor:
         self._rows.shed(state)
         rows, moved = self._rows.changes(state)
         profile = _profile(state)
+        self._good = encode_state(state)
         return Snapshot(
             key=self.key,
             applied_seq=state.position(self._context.journal),
-            state=encode_state(state),
+            state=self._good,
             last_receipt=state.last_receipt,
             profile=None if profile == self._profile else profile,
             sessions=rows,
@@ -144,8 +185,8 @@ class SessionActor:
                 continue
             try:
                 state.apply(event, received_at, idle_ms)
-            except Exception as error:  # noqa: BLE001 - a bad event hurts only itself
-                bury(context.mailboxes, seq, event, error)
+            except Exception as error:
+                raise _PoisonError(seq) from error
         if applied:
             state.applied[journal] = max(applied, events[-1][0])
         else:
@@ -158,22 +199,79 @@ class SessionActor:
             self._changed.put(self.key, self)
         part.done()
 
+    # --- what cannot be applied
+
+    async def _contain(self, delivery: Delivery, error: Exception) -> None:
+        """Go back to the last good state, and on from there without the events that cannot be applied."""
+        while True:
+            if isinstance(error, _PoisonError):
+                upto = error.seq  # what comes after it takes the usual way again
+            else:
+                upto = delivery[2][-1][0]
+                log.error(
+                    "student's actor restarts", user=self.key, error_type=type(error).__name__, place=place_of(error)
+                )
+            try:
+                await self._rebuild(delivery, upto)
+                if self._parked_until is not None:
+                    self._pass_over(delivery)
+                self._apply(delivery)
+            except Exception as again:  # noqa: BLE001 - the next event, or a journal that cannot be read now
+                error = again
+            else:
+                return
+            if not isinstance(error, _PoisonError):
+                await trio.sleep(_RETRY_S)
+
+    async def _rebuild(self, delivery: Delivery, upto: int) -> None:
+        """Make the state anew, up to this seq. Until then an older one is shown, and none is stored."""
+        context = self._context
+        self._whole = False
+        self.state = self._last_good(delivery)
+        trial = Trial(self._last_good(delivery), context.journal, context.idle_ms, context.mailboxes)
+        await trial.replay(context.source, upto)
+        self.state = trial.state
+        self._good = encode_state(trial.state)
+        self._whole = True
+        late, self._late = self._late, None
+        if late is not None:
+            self.adopt(late)
+        if trial.buried:
+            self._count(trial.buried)
+
+    def _last_good(self, delivery: Delivery) -> UserState:
+        if self._good is not None:
+            return decode_state(self._good)
+        # Nothing of it was ever stored, so it has been dirty since its first event.
+        first = self._dirty.first(self.key, default=delivery[2][0][0])
+        state = UserState(class_id=self.key[0], user_id=self.key[1])
+        state.advance(self._context.journal, first - 1)
+        return state
+
+    def _count(self, faults: int) -> None:
+        now = trio.current_time()
+        self._faults = (*(at for at in self._faults if at > now - PARK_WITHIN_S), *[now] * faults)
+        if len(self._faults) >= PARK_FAULTS:
+            self._parked_until = now + PARK_S
+            self._context.mailboxes.alert(
+                "student parked", *self.key, f"{len(self._faults)} events could not be applied; the next {PARK_S:g} s "
+                "of its events are stored, and not counted live",
+            )  # fmt: skip
+
+    def _pass_over(self, delivery: Delivery) -> None:
+        """Parked: let the delivery count as applied, its events as dead letters; or the time is over."""
+        assert self._parked_until is not None
+        if trio.current_time() >= self._parked_until:
+            self._parked_until, self._faults = None, ()
+            log.info("student no longer parked", user=self.key)
+            return
+        events = delivery[2]
+        applied = self.state.position(self._context.journal)
+        for seq, event in events:
+            if seq > applied:
+                leave_letter(self._context.mailboxes, DeadLetter(seq, event, "Parked", __name__))
+        self.state.advance(self._context.journal, events[-1][0])
+
 
 def _profile(state: UserState) -> tuple[str | None, str | None]:
     return (None if state.name is None else state.name[1], None if state.team is None else state.team[1])
-
-
-def bury(mailboxes: Mailboxes, seq: int, event: Event, error: Exception) -> None:
-    """An event that could not be applied becomes a dead letter."""
-    place = _place_of(error)
-    log.error("event could not be applied", seq=seq, event_type=event.event_type, place=place, exc_info=error)
-    if len(mailboxes.dead_letters) < _MAX_DEAD_LETTERS:
-        mailboxes.dead_letters.put(seq, DeadLetter(seq, event, type(error).__name__, place))
-
-
-def _place_of(error: BaseException) -> str:
-    """Module and line where an error was raised."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return "unknown" if trace is None else f"{trace.tb_frame.f_globals.get('__name__')}:{trace.tb_lineno}"

@@ -256,7 +256,9 @@ def _assemble(
     mailboxes = Mailboxes()
     watermark = Watermark()
     retire_after_ms = int(settings.session.retire_after_s * 1000)
-    context = SessionContext(journal.id.hex, int(settings.session.idle_timeout_s * 1000), dirty, mailboxes, set())
+    context = SessionContext(
+        journal.id.hex, int(settings.session.idle_timeout_s * 1000), dirty, mailboxes, set(), journal
+    )
     store = PostgresStore(dsn, apply_migrations=settings.postgres.migrate, clock=wall_clock)
     queries = PostgresQueries(dsn)
     past = watermark.open(journal.last_seq, 1)  # recovery's share: all that is in the journal already

@@ -33,6 +33,10 @@ class DirtyUsers(Generic[Actor]):
             self._firsts[key] = first_seq
             self._actors[key] = actor
 
+    def first(self, key: UserKey, *, default: int) -> int:
+        """The first seq that made the user dirty since it was last taken; ``default`` when none did."""
+        return self._firsts.get(key, default)
+
     def waiting(self, due: int) -> Iterator[tuple[UserKey, Actor]]:
         """Users that are dirty since ``due`` (a seq) or before, the longest dirty first."""
         return ((key, self._actors[key]) for key, first_seq in self._firsts.items() if first_seq <= due)

@@ -49,7 +49,7 @@ class World:
         self.mailboxes = Mailboxes()
         self.dirty = DirtyUsers()
         self.watermark = Watermark()
-        context = SessionContext(self.journal.id.hex, IDLE_MS, self.dirty, self.mailboxes, set())
+        context = SessionContext(self.journal.id.hex, IDLE_MS, self.dirty, self.mailboxes, set(), self.journal)
         past = self.watermark.open(self.journal.last_seq, 1)
         self.router = Router(self.journal, context, self.watermark, retire_after_ms=RETIRE_MS, clock=self.clock)
         self.recovery = Recovery(
