@@ -41,14 +41,19 @@ class Daemon:
         arguments: Sequence[str] = (),
         environ: Mapping[str, str] | None = None,
         listener: socket.socket | None = None,
+        program: str = "engine",
     ) -> None:
-        """``environ`` is what a process manager adds to the environment, ``listener`` the socket that it hands over."""
+        """``environ`` is what a process manager adds to the environment, ``listener`` the socket that it hands over.
+
+        ``program`` is the module to run; one of a test's own may put a fault into the daemon.
+        """
         self.data_dir = data_dir
         self.port = 0
         self._settings = {"DATA_DIR": str(data_dir), "HTTP__PORT": "0", "POSTGRES__DSN": dsn, **(settings or {})}
         self._arguments = arguments
         self._environ = environ or {}
         self._listener = listener
+        self._program = program
         self._process: subprocess.Popen[bytes] | None = None
         self._stdout = self._stderr = data_dir  # set by launch
 
@@ -102,7 +107,7 @@ class Daemon:
         self._stderr = self.data_dir.parent / f"daemon-{number}.stderr"
         with self._stdout.open("wb") as stdout, self._stderr.open("wb") as stderr:
             self._process = subprocess.Popen(
-                [*self._handing_over(), sys.executable, "-m", "engine", "serve", *self._arguments],
+                [*self._handing_over(), sys.executable, "-m", self._program, "serve", *self._arguments],
                 cwd=REPOSITORY,
                 env=self._environment() | self._environ,
                 pass_fds=[] if self._listener is None else [self._listener.fileno()],

@@ -67,9 +67,10 @@ class Load:
         self.faults: list[str] = []
         self.failures: list[str] = []  # what a client sees that sends again only what it sent on a kept connection
         self._daemon = daemon
+        self.names = [f"student{number:02}@example.com" for number in range(users)]
         self._students = [
-            Student([f"student{number:02}@example.com"], random.Random(f"{seed}/{number}"), named_sessions=number > 0)
-            for number in range(users)
+            Student([name], random.Random(f"{seed}/{number}"), named_sessions=number > 0)
+            for number, name in enumerate(self.names)
         ]
         if crowd:
             names = [f"crowd{number:04}" for number in range(crowd)]

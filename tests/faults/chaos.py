@@ -1,15 +1,23 @@
 """Random faults on a daemon under load: what is done, when, and how often. One seed gives one sequence."""
 
+import itertools
+import json
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from typing import Any
+from uuid import UUID
 
 import trio
 
+from tests.e2e.api import Api
 from tests.e2e.daemon import Daemon, in_thread
 from tests.e2e.load import Load
 from tests.e2e.postgres_server import Database, PostgresServer
 from tests.e2e.waiting import eventually
+from tests.e2e.wire import Disconnected
+
+from .poisoned import CELL
 
 # Seconds between two faults, and that a PostgreSQL outage lasts.
 BREATH_S = (0.2, 1.5)
@@ -32,8 +40,11 @@ class Chaos:
         self._database = database
         self._server: PostgresServer = database.server
         self._load = load
+        self._hosts = itertools.cycle(load.names)
+        self._numbers = itertools.count(1)
+        self.poison: dict[str, dict[str, Any]] = {}  # acknowledged events that nobody can apply, by id
         self._on_daemon: tuple[Fault, ...] = (self.kill_daemon, self.kill_starting_daemon, self.stop_daemon)
-        self._on_clients: tuple[Fault, ...] = (self.cut_clients,)
+        self._on_clients: tuple[Fault, ...] = (self.cut_clients, self.poison_a_student, self.park_a_student)
         self._on_postgres: tuple[Fault, ...] = (
             self.kill_postgres, self.pause_postgres, self.end_sessions, self.fill_journal,
         )  # fmt: skip
@@ -73,6 +84,37 @@ class Chaos:
     async def cut_clients(self) -> None:
         """As a Wi-Fi does: whatever is on its way, in either direction, does not arrive."""
         self._load.cut(self._random)
+
+    async def poison_a_student(self) -> None:
+        """One event that cannot be applied, amid a student's others."""
+        await self._poison(next(self._hosts))
+
+    async def park_a_student(self) -> None:
+        """Three of them from one student, who has no others."""
+        name = f"poisoner{next(self._numbers)}"
+        for _ in range(3):
+            await self._poison(name)
+
+    async def _poison(self, user: str) -> None:
+        event = {
+            "event_id": str(UUID(int=self._random.getrandbits(128), version=4)),
+            "event_type": "cell_executed",
+            "user_id": user,
+            "notebook_path": "poison.ipynb",
+            "cell_id": CELL,
+            "cell_index": 1,
+        }
+
+        async def taken() -> bool:
+            try:
+                answer = await Api(self._daemon).post(event)
+            except Disconnected:
+                return False
+            assert answer.status in (202, 503), answer
+            return answer.status == 202
+
+        await eventually(taken, within=60, what=f"{json.dumps(event)} is acknowledged")
+        self.poison[str(event["event_id"])] = event
 
     async def kill_postgres(self) -> None:
         """Its processes are gone, and come back."""
