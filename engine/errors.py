@@ -33,6 +33,17 @@ class StoreRefusedError(ClasspulseError):
     """A store answers, but must not be used: a newer schema, a gap, another daemon, a wrong password."""
 
 
+class StoreDataError(StoreUnavailableError):
+    """A store will not have what was to be written. Who cannot leave the bad part out can only try again.
+
+    ``kind`` is the type of the store's error; its text, which may hold what a student wrote, is left out.
+    """
+
+    def __init__(self, store: str, kind: str) -> None:
+        super().__init__(f"{store} refuses data: {kind}")
+        self.kind = kind
+
+
 class UnknownTopicError(ClasspulseError):
     """A subscriber asked for a topic that does not exist; the message says which, and what topics there are."""
 

@@ -127,7 +127,10 @@ class Store(Protocol):
         """What is committed of this journal."""
 
     async def write(self, flush: Flush) -> None:
-        """Commit a flush: all of it in one transaction, or nothing."""
+        """Commit a flush: all of it in one transaction, or nothing.
+
+        Raises StoreDataError when the store cannot hold some of it; it then need not be opened again.
+        """
 
     async def snapshots(self, keys: Iterable[UserKey]) -> list[UserState]:
         """The stored states of these users; those without one are left out."""

@@ -11,10 +11,10 @@ import trio
 from adapters.asyncio_bridge import Connection, Dsn, to_timestamptz
 from engine.clock import WallClock
 from engine.cohort import NotebookTotals
-from engine.errors import StoreRefusedError, StoreUnavailableError
+from engine.errors import StoreDataError, StoreRefusedError, StoreUnavailableError
 from engine.event import CELL_TYPES, Event, Order, PackedCommit, UserKey
 from engine.ids import notebook_uuid, user_uuid
-from engine.ports import DeadLetter, Flush, SessionRow, Snapshot, StoredOffsets
+from engine.ports import Flush, SessionRow, Snapshot, StoredOffsets
 from engine.rows import decode_state
 from engine.session import UserState
 
@@ -139,6 +139,9 @@ class PostgresStore:
                 await _copy_rows(connection, flush)
                 await self._put_states(connection, flush)
                 await _put_dead_letters(connection, flush)
+        except StoreDataError:
+            self._known = set()  # what this transaction made known was rolled back
+            raise
         except BaseException:
             connection.terminate()
             raise
@@ -377,15 +380,20 @@ async def _put_snapshots(connection: Connection, flush: Flush) -> None:
 
 
 async def _put_dead_letters(connection: Connection, flush: Flush) -> None:
-    for letter in flush.dead_letters:
-        await _put_dead_letter(connection, flush.journal_id, letter)
-
-
-async def _put_dead_letter(connection: Connection, journal_id: UUID, letter: DeadLetter) -> None:
-    event = letter.event
+    if not flush.dead_letters:
+        return
+    events = [letter.event for letter in flush.dead_letters]
     await connection.execute(
         "insert into dead_letters (journal_id, seq, event_id, user_id, class_id, event_type, event, error_type, place) "
-        "values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict do nothing",
-        journal_id, letter.seq, event.event_id, event.user_id, event.class_id, event.event_type,
-        json.dumps(msgspec.structs.asdict(event), ensure_ascii=False), letter.error_type, letter.place,
-    )  # fmt: skip
+        "select $1, * from unnest($2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::jsonb[], "
+        "$8::text[], $9::text[]) on conflict do nothing",
+        flush.journal_id,
+        [letter.seq for letter in flush.dead_letters],
+        [event.event_id for event in events],
+        [event.user_id for event in events],
+        [event.class_id for event in events],
+        [event.event_type for event in events],
+        [json.dumps(msgspec.structs.asdict(event), ensure_ascii=False) for event in events],
+        [letter.error_type for letter in flush.dead_letters],
+        [letter.place for letter in flush.dead_letters],
+    )

@@ -4,9 +4,12 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 import trio
 
+from actors.bisection import Bisection
+from actors.mailboxes import Mailboxes
 from adapters.asyncio_bridge import Connection, open_loop
 from adapters.postgres.migrations import migrate, migrations
 from adapters.postgres.partitions import PARTITIONED
@@ -14,9 +17,9 @@ from adapters.postgres.probe import migrate_database, server_version
 from adapters.postgres.queries import PostgresQueries
 from adapters.postgres.store import PostgresStore
 from engine.cohort import NotebookTotals
-from engine.errors import StoreRefusedError, StoreUnavailableError
+from engine.errors import StoreDataError, StoreRefusedError, StoreUnavailableError
 from engine.event import Order
-from engine.ports import DeadLetter
+from engine.ports import DeadLetter, StoredOffsets
 from tests.adapters.events import DAY, NOW, event, run
 from tests.adapters.flushes import Feed, Student, make_store, opened
 from tests.e2e.postgres_server import Database, free_port
@@ -91,7 +94,7 @@ async def test_a_migration_that_fails_leaves_nothing_of_itself(loop, database, m
     broken = migrations()[0]._replace(version=9000, name="broken", sql="create table half (a int); select 1 / 0;")
     monkeypatch.setattr("adapters.postgres.migrations.migrations", lambda: [broken])
     connection = await Connection.connect(database.dsn)
-    with pytest.raises(StoreUnavailableError, match="zero"):
+    with pytest.raises(StoreUnavailableError, match="DivisionByZero"):
         await migrate(connection, apply=True)
     await connection.close()
     assert await database.value("select to_regclass('half') is null")
@@ -404,3 +407,75 @@ async def test_a_profile_that_says_less_takes_nothing_away(loop, database, store
             await store.write(feed.flush(snapshots=[type(snapshot)(**fields | {"profile": profile})]))
     (row,) = await database.query("select display_name, team from users")
     assert row == {"display_name": "Ann B", "team": "reds"}
+
+
+# --- data that the server refuses
+
+
+async def refuse(database: Database, rule: str) -> None:
+    connection = await Connection.connect(database.dsn)
+    await connection.execute(rule)
+    await connection.close()
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "alter table cell_executions add check (notebook_path <> 'bad.ipynb')",
+        (
+            "create function refuse() returns trigger language plpgsql as $$ begin "
+            "if new.notebook_path = 'bad.ipynb' then perform 1 / 0; end if; return new; end $$; "
+            "create trigger refuse before insert on cell_executions for each row execute function refuse()"
+        ),
+    ],
+    ids=["check", "trigger"],
+)
+async def test_data_that_is_refused_is_told_apart_and_the_connection_goes_on(loop, database, store, feed, rule):
+    async with opened(store):
+        await store.write(feed.flush(run()))
+        await refuse(database, rule)
+        bad = feed.flush(run(), run(notebook_path="bad.ipynb"), snapshots=[Student("new", "new class").snapshot()])
+        with pytest.raises(StoreDataError) as refused:
+            await store.write(bad)
+        assert refused.value.kind in {"CheckViolationError", "DivisionByZeroError"}
+        assert "bad.ipynb" not in str(refused.value)
+        assert (await store.offsets(feed.journal_id)).rows == 1
+        again = feed.flush(snapshots=[Student("new", "new class").apply(run("new")).snapshot()])
+        await store.write(msgspec.structs.replace(again, after=1, upto=1))
+        assert await database.value("select count(*) from classes where id = 'new class'") == 1
+
+
+async def test_a_flush_is_halved_until_the_bad_rows_are_alone(loop, database, store, feed):
+    """Three bad rows of 500, a bad state and a bad notebook, against a real server."""
+    async with opened(store):
+        await refuse(
+            database,
+            "alter table cell_executions add check (notebook_path <> 'bad.ipynb');"
+            "alter table users add check (username <> 'refused');"
+            "alter table notebooks add check (path <> 'bad.ipynb')",
+        )
+        cells = [run(notebook_path="bad.ipynb" if n in {0, 250, 499} else "a.ipynb") for n in range(500)]
+        students = [Student(name).apply(run(name)) for name in ("ann", "refused", "bob")]
+        flush = feed.flush(
+            *cells,
+            snapshots=[msgspec.structs.replace(each.snapshot(), profile=("Name", None)) for each in students],
+            notebooks=[("default", path, NotebookTotals(3)) for path in ("a.ipynb", "bad.ipynb", "c.ipynb")],
+            floor=500,
+        )
+        mailboxes = Mailboxes()
+        with pytest.raises(StoreDataError):
+            await store.write(flush)
+        bisection = Bisection(store, flush, 0, mailboxes)
+        await bisection.write()
+        assert bisection.refused == {("default", "refused")}
+        assert await store.offsets(feed.journal_id) == StoredOffsets(500, 500)
+    assert await database.value("select count(*) from cell_executions") == 497
+    letters = await database.query("select seq, error_type, place, event from dead_letters order by seq")
+    assert [(row["seq"], row["error_type"], row["place"]) for row in letters] == [
+        (seq, "CheckViolationError", "store:postgresql") for seq in (1, 251, 500)
+    ]
+    assert [row["event"]["event_id"] for row in letters] == [cells[n].event_id for n in (0, 250, 499)]
+    assert await database.value("select count(*) from session_snapshots") == 2
+    assert await database.value("select count(*) from learning_sessions") == 2
+    assert {row["path"] for row in await database.query("select path from notebooks")} == {"a.ipynb", "c.ipynb"}
+    assert list(mailboxes.ops.take_all()) == [("state could not be stored", "default", "refused")]
