@@ -13,7 +13,7 @@ from engine.clock import WallClock
 from engine.cohort import NotebookTotals
 from engine.errors import StoreDataError, StoreUnavailableError, UnavailableError
 from engine.event import Commit, Event, PackedCommit, UserKey
-from engine.ports import CommitSink, DeadLetter, Flush, SessionRow, Settle, Snapshot, StoredOffsets
+from engine.ports import CommitSink, DeadLetter, Flush, Retention, SessionRow, Settle, Snapshot, StoredOffsets
 from engine.rows import decode_state
 from engine.session import UserState
 
@@ -174,6 +174,11 @@ class MemoryStore:
             self.lose_answer = False
             raise StoreUnavailableError("memory: the answer was lost")
         self._opened = True
+
+    async def tend(self, now: int, retention: Retention) -> int:  # noqa: ARG002
+        """See `engine.ports.Store`. It has no months, and nothing in it lasts."""
+        await self._reach()
+        return 0
 
     async def snapshots(self, keys: Iterable[UserKey]) -> list[UserState]:
         """See `engine.ports.Store`."""

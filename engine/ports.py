@@ -106,6 +106,13 @@ class StoredOffsets(msgspec.Struct, frozen=True, gc=False):
     snapshots: int
 
 
+class Retention(msgspec.Struct, frozen=True, gc=False):
+    """For how many days what is kept; whole months are let go, once all of them is older."""
+
+    events_days: int
+    sessions_days: int
+
+
 class Store(Protocol):
     """A place that events end up in.
 
@@ -130,6 +137,12 @@ class Store(Protocol):
         """Commit a flush: all of it in one transaction, or nothing.
 
         Raises StoreDataError when the store cannot hold some of it; it then need not be opened again.
+        """
+
+    async def tend(self, now: int, retention: Retention) -> int:
+        """Make room for what may come after ``now`` (ms), and let go of what is past its time.
+
+        Idempotent; needs `open` before. Returns how many rows lie where none should: somebody should look at them.
         """
 
     async def snapshots(self, keys: Iterable[UserKey]) -> list[UserState]:

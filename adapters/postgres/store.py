@@ -1,7 +1,8 @@
 """`engine.ports.Store` on PostgreSQL: rows by COPY, states by upsert, the offset with them, in one transaction."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager
 from typing import Any, Final, TypeAlias
 from uuid import UUID
 
@@ -14,12 +15,12 @@ from engine.cohort import NotebookTotals
 from engine.errors import StoreDataError, StoreRefusedError, StoreUnavailableError
 from engine.event import CELL_TYPES, Event, Order, PackedCommit, UserKey
 from engine.ids import notebook_uuid, user_uuid
-from engine.ports import Flush, SessionRow, Snapshot, StoredOffsets
+from engine.ports import Flush, Retention, SessionRow, Snapshot, StoredOffsets
 from engine.rows import decode_state
 from engine.session import UserState
 
 from .migrations import migrate
-from .partitions import DAY_MS, Month, make_months, months_around, months_of
+from .partitions import DAY_MS, Month, drop_months, make_months, months_around, months_of, tend_default
 
 # Keeps a second daemon off the database for as long as the writer's connection lives.
 _DAEMON_LOCK: Final = 0x436C_6173_7370_756C
@@ -59,6 +60,7 @@ class PostgresStore:
         self._reader: Connection | None = None
         self._opening = trio.Lock()
         self._reading = trio.Lock()
+        self._writing = trio.Lock()
         self._months: set[Month] = set()
         self._known: set[Any] = set()
 
@@ -129,22 +131,38 @@ class PostgresStore:
 
     async def write(self, flush: Flush) -> None:
         """See `engine.ports.Store`. A connection that fails in it is dropped: its state is not worth guessing."""
-        connection = self._writer
-        if connection is None or connection.closed:
-            raise StoreUnavailableError("PostgreSQL: the connection was lost")
-        try:
+        async with self._alone() as connection:
             await self._ensure_months(connection, flush)
             async with connection.transaction():
                 await self._move_offset(connection, flush)
                 await _copy_rows(connection, flush)
                 await self._put_states(connection, flush)
                 await _put_dead_letters(connection, flush)
-        except StoreDataError:
-            self._known = set()  # what this transaction made known was rolled back
-            raise
-        except BaseException:
-            connection.terminate()
-            raise
+
+    async def tend(self, now: int, retention: Retention) -> int:
+        """See `engine.ports.Store`. On the writer's connection, between two flushes: they cannot block each other."""
+        async with self._alone() as connection:
+            months = months_around(now // DAY_MS)
+            await make_months(connection, months)
+            strays = await tend_default(connection)
+            self._months = (self._months | months) - await drop_months(connection, now, retention)
+            return strays
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[Connection]:
+        """The writer's connection, for one at a time."""
+        async with self._writing:
+            connection = self._writer
+            if connection is None or connection.closed:
+                raise StoreUnavailableError("PostgreSQL: the connection was lost")
+            try:
+                yield connection
+            except StoreDataError:
+                self._known = set()  # what this transaction made known was rolled back
+                raise
+            except BaseException:
+                connection.terminate()
+                raise
 
     async def _ensure_months(self, connection: Connection, flush: Flush) -> None:
         today = self._clock() // DAY_MS
