@@ -130,7 +130,7 @@ class Limits:
     """How much one class may hold live. Past it events are rejected."""
 
     users_per_class: int = _key(20000, "students in memory at once", unit="students", low=1, high=10_000_000)
-    notebooks_per_class: int = _key(2000, "notebooks ever", unit="notebooks", low=1, high=1_000_000)
+    notebooks_per_class: int = _key(2000, "notebooks ever", unit="notebooks", low=1, high=10_000)
 
 
 @attrs.frozen(kw_only=True)

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 import structlog
 import trio
 
+from actors.admission import Limits
 from actors.broadcaster import Broadcaster
 from actors.mailboxes import Mailboxes
 from actors.recovery import Recovery
@@ -266,7 +267,8 @@ def _assemble(
     store = PostgresStore(dsn, apply_migrations=settings.postgres.migrate, clock=wall_clock)
     queries = PostgresQueries(dsn)
     past = watermark.open(journal.last_seq, 1)  # recovery's share: all that is in the journal already
-    router = Router(journal, context, watermark, retire_after_ms=retire_after_ms, clock=wall_clock)
+    limits = Limits(settings.limits.users_per_class, settings.limits.notebooks_per_class)
+    router = Router(journal, context, watermark, limits=limits, retire_after_ms=retire_after_ms, clock=wall_clock)
     recovery = Recovery(
         journal, store, router, context, past, accept_gap=accept_gap, retire_after_ms=retire_after_ms, clock=wall_clock
     )

@@ -17,6 +17,17 @@ class TooManyEventsError(ClasspulseError):
     """More events in one request than ``http.max_batch_events`` (413)."""
 
 
+class OverLimitError(ClasspulseError):
+    """Some events of a batch are past a limit of their class; none of the batch was taken.
+
+    ``refused`` tells why, by position in the batch. The others may be offered again without them.
+    """
+
+    def __init__(self, refused: dict[int, str]) -> None:
+        super().__init__(next(iter(refused.values())))
+        self.refused = refused
+
+
 class UnavailableError(ClasspulseError):
     """Events cannot be made durable now (503). ``retry_after_s`` is what the client is told to wait, in seconds."""
 

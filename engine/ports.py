@@ -209,4 +209,7 @@ class Intake(Protocol):
     """Where accepted events enter, from the edge."""
 
     def accept(self, events: list[Event], settle: Settle) -> None:
-        """Make events durable and hand them on; ``settle`` as in `Journal.append`. Raises UnavailableError."""
+        """Make events durable and hand them on; ``settle`` as in `Journal.append`.
+
+        Raises UnavailableError, and OverLimitError when some are past a limit of their class; then none was taken.
+        """
