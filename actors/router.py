@@ -13,6 +13,7 @@ from engine.ports import Journal, Settle
 from engine.rows import Past, user_key
 from engine.watermark import Watermark
 
+from .admission import Admission, Limits
 from .session import SessionActor, SessionContext
 
 # Commits between the journal and the router. When full, the commit loop waits: the loop is pure computation behind it.
@@ -35,6 +36,7 @@ class Router:
         context: SessionContext,
         watermark: Watermark,
         *,
+        limits: Limits,
         retire_after_ms: int,
         clock: WallClock,
     ) -> None:
@@ -48,6 +50,7 @@ class Router:
         self._nursery: trio.Nursery | None = None
         self.users: dict[UserKey, SessionActor] = {}
         self.cohorts: dict[str, Cohort] = {}
+        self._admission = Admission(limits, self.users, self.cohorts, context.mailboxes)
 
     # --- the edge's side
 
@@ -58,7 +61,22 @@ class Router:
             for event in events:
                 if (event.class_id, event.user_id) in crowded:
                     raise UnavailableError(f"too many events of user {event.user_id} wait to be applied")
-        self._journal.append(events, settle)
+        users, admission, admitted = self.users, self._admission, None
+        if admission.strained:
+            admitted = admission.admit(events, settle)
+        else:
+            for event in events:
+                if (event.class_id, event.user_id) not in users:
+                    admitted = admission.admit(events, settle)
+                    break
+        if admitted is None:
+            self._journal.append(events, settle)
+            return
+        try:
+            self._journal.append(events, admitted)
+        except UnavailableError:
+            admitted.withdraw()
+            raise
 
     # --- the journal's side
 
@@ -110,6 +128,7 @@ class Router:
         cohort = self.cohorts.get(event.class_id) or self.cohort(event.class_id)
         path = event.notebook_path
         if cohort.observe(event) and path is not None:
+            self._admission.grown(cohort)
             key = (event.class_id, path)
             self._mailboxes.notebooks.put(key, cohort.notebooks[path])  # to be stored
             self._mailboxes.resized.put(key, None)  # to be shown
@@ -133,6 +152,7 @@ class Router:
     def adopt_notebook(self, class_id: str, path: str, totals: NotebookTotals) -> None:
         """A notebook's size, as a store knew it."""
         mine = self.cohort(class_id).notebooks.setdefault(path, NotebookTotals())
+        self._admission.grown(self.cohorts[class_id])
         if mine.merge(totals):
             self._mailboxes.resized.put((class_id, path), None)
 
@@ -140,6 +160,7 @@ class Router:
         assert self._nursery is not None, "run() has not started"
         actor = self.users[key] = SessionActor(key, self._context, MAILBOX_DELIVERIES)
         self._nursery.start_soon(actor.run, name=f"session {key}")
+        self._admission.arrived(key)
         return actor
 
     async def _sweep(self) -> None:
@@ -155,6 +176,7 @@ class Router:
             if actor.state.last_receipt < before and actor.settled and self._idle(key, actor):
                 del self.users[key]
                 actor.retire()
+                self._admission.left(key)
                 self._mailboxes.retired.put(key, None)
 
     def _idle(self, key: UserKey, actor: SessionActor) -> bool:

@@ -11,10 +11,12 @@ from typing import Any, Final
 import structlog
 import trio
 
-from engine.errors import StoreRefusedError, StoreUnavailableError
+from engine.errors import StoreDataError, StoreRefusedError, StoreUnavailableError
+from engine.event import UserKey
 from engine.ports import Flush, Journal, Store
 from engine.watermark import Watermark
 
+from .bisection import Bisection
 from .recovery import Recovery, Resume, resume_from
 from .session import SessionActor, SessionContext
 
@@ -26,6 +28,9 @@ _STATE_INTERVAL_S: Final = 2.0
 _MAX_SNAPSHOTS: Final = 100
 # States in one flush when there are no rows to write: all that are dirty go, in a few transactions.
 _MAX_IDLE_SNAPSHOTS: Final = 1000
+
+# How long a state that the store refused is not tried again, in seconds: each try is a bisection.
+_REFUSED_S: Final = 60.0
 
 log = structlog.get_logger("writer")
 
@@ -60,6 +65,7 @@ class StoreWriter:
         self._recovery = recovery
         self._notebooks = context.mailboxes.notebooks
         self._dead_letters = context.mailboxes.dead_letters
+        self._mailboxes = context.mailboxes
         self._interval_s = interval_s
         self._max_events = max_events
         self._accept_gap = accept_gap
@@ -69,6 +75,7 @@ class StoreWriter:
         self._fault: str | None = "not reached yet"
         self._due = 0  # states that changed at or before this seq are due
         self._due_again = -math.inf  # trio time at which it moves on
+        self._refused: dict[UserKey, float] = {}  # students whose state is not tried before this trio time
         self._scope = trio.CancelScope()
 
     @property
@@ -159,6 +166,8 @@ class StoreWriter:
         commits = []
         if watermark > self.offset:
             commits = await self._journal.read(self.offset, watermark, self._max_events)
+            if commits and commits[0].first_seq <= self.offset:  # a bisection got so far, and was interrupted
+                commits[0] = commits[0].after(self.offset)
         upto = commits[-1].last_seq if commits else self.offset
         limit = _MAX_SNAPSHOTS if commits else _MAX_IDLE_SNAPSHOTS
         actors = self._take_actors(limit, self._states_due() if commits else watermark)
@@ -169,18 +178,17 @@ class StoreWriter:
         try:
             snapshots = [actor.snapshot() for actor in actors]
             floor = max(self._floor, self._dirty.floor(self._watermark.value, with_taken=False))
-            await self._store.write(
-                Flush(
-                    journal_id=self._journal.id,
-                    after=self.offset,
-                    upto=upto,
-                    commits=commits,
-                    snapshots=snapshots,
-                    snapshot_floor=floor,
-                    notebooks=[(class_id, path, totals) for (class_id, path), totals in notebooks.items()],
-                    dead_letters=list(letters.values()),
-                )
+            flush = Flush(
+                journal_id=self._journal.id,
+                after=self.offset,
+                upto=upto,
+                commits=commits,
+                snapshots=snapshots,
+                snapshot_floor=floor,
+                notebooks=[(class_id, path, totals) for (class_id, path), totals in notebooks.items()],
+                dead_letters=list(letters.values()),
             )
+            refused = await self._write(flush)
         except BaseException:
             for actor in self._dirty.failed():
                 actor.unsure()
@@ -191,11 +199,26 @@ class StoreWriter:
             raise
         self._dirty.stored()
         for actor, snapshot in zip(actors, snapshots, strict=True):
-            actor.stored(snapshot.profile)
+            if actor.key in refused:
+                actor.unsure()
+            else:
+                actor.stored(snapshot.profile)
         self.offset, self._floor = upto, floor
         await self._journal.trim({self._store.name: upto, f"{self._store.name}.snapshots": floor}, min(upto, floor))
         more = self.offset < self._watermark.value if commits else len(actors) == limit
         return Flushed.PART if more else Flushed.ALL
+
+    async def _write(self, flush: Flush) -> set[UserKey]:
+        """Store a flush, without what the store will not have; returns the students whose state that was."""
+        try:
+            await self._store.write(flush)
+        except StoreDataError as error:
+            log.warning("flush refused; it is halved until the bad part is alone", reason=str(error))
+            bisection = Bisection(self._store, flush, self._floor, self._mailboxes)
+            await bisection.write()
+            self._refused |= dict.fromkeys(bisection.refused, trio.current_time() + _REFUSED_S)
+            return bisection.refused
+        return set()
 
     def _states_due(self) -> int:
         """States that changed at or before this seq are to be written."""
@@ -206,7 +229,11 @@ class StoreWriter:
 
     def _take_actors(self, limit: int, due: int) -> list[SessionActor]:
         """Dirty students whose past is known and whose state is due, the longest dirty first."""
-        settled = ((key, actor) for key, actor in self._dirty.waiting(due) if actor.settled)
+        now = trio.current_time()
+        self._refused = {key: until for key, until in self._refused.items() if until > now}
+        settled = (
+            (key, actor) for key, actor in self._dirty.waiting(due) if actor.settled and key not in self._refused
+        )
         chosen = dict(islice(settled, limit))
         self._dirty.take(chosen)
         return list(chosen.values())

@@ -1,6 +1,7 @@
 """The one module that knows asyncio: asyncpg under trio-asyncio, as trio-flavoured calls.
 
-Errors of asyncpg stop here: what a retry may mend becomes StoreUnavailableError, what needs a person StoreRefusedError.
+Errors of asyncpg stop here: what a retry may mend becomes StoreUnavailableError, what needs a person StoreRefusedError,
+what is wrong with the data StoreDataError.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -12,7 +13,7 @@ import asyncpg
 import trio
 import trio_asyncio
 
-from engine.errors import StoreRefusedError, StoreUnavailableError
+from engine.errors import StoreDataError, StoreRefusedError, StoreUnavailableError
 
 # Seconds until a server that does not answer a connect counts as away.
 _CONNECT_S: Final = 5
@@ -122,6 +123,12 @@ _REFUSALS: Final = (
 )
 
 
+# The data is wrong, and would be again: classes 22 (data exception) and 23 (integrity constraint violation) of
+# PostgreSQL's documentation, "Error Codes", and a row that is too large for any page or index.
+_DATA_CLASSES: Final = ("22", "23")
+_DATA_CODES: Final = ("54000",)
+
+
 @contextmanager
 def _errors(dsn: str | None = None) -> Iterator[None]:
     where = "" if dsn is None else f" at {without_password(dsn)}"
@@ -130,11 +137,15 @@ def _errors(dsn: str | None = None) -> Iterator[None]:
     except _REFUSALS as error:
         raise StoreRefusedError(f"PostgreSQL{where} refuses: {_first_line(error)}") from None
     except asyncpg.PostgresError as error:
+        if (error.sqlstate or "")[:2] in _DATA_CLASSES or error.sqlstate in _DATA_CODES:
+            raise StoreDataError("PostgreSQL", type(error).__name__) from None
         raise StoreUnavailableError(f"PostgreSQL{where}: {type(error).__name__}: {_first_line(error)}") from None
     except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as error:
         # asyncpg says InternalClientError when the server's last word came, and the end of the connection not yet.
         raise StoreUnavailableError(f"PostgreSQL{where} is away: {_first_line(error)}") from None
-    except (ValueError, OverflowError) as error:  # a DSN that cannot be meant
+    except (ValueError, OverflowError) as error:
+        if dsn is None:  # what asyncpg itself could not encode
+            raise StoreDataError("PostgreSQL", type(error).__name__) from None
         raise StoreRefusedError(f"PostgreSQL: postgres.dsn cannot be used: {type(error).__name__}") from None
 
 

@@ -3,7 +3,7 @@
 Nothing here outlives the process, and nothing is bounded. Both break on purpose when they are told to.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from uuid import UUID, uuid4
 
 import msgspec
@@ -11,9 +11,9 @@ import trio
 
 from engine.clock import WallClock
 from engine.cohort import NotebookTotals
-from engine.errors import StoreUnavailableError, UnavailableError
+from engine.errors import StoreDataError, StoreUnavailableError, UnavailableError
 from engine.event import Commit, Event, PackedCommit, UserKey
-from engine.ports import CommitSink, DeadLetter, Flush, SessionRow, Settle, Snapshot, StoredOffsets
+from engine.ports import CommitSink, DeadLetter, Flush, Retention, SessionRow, Settle, Snapshot, StoredOffsets
 from engine.rows import decode_state
 from engine.session import UserState
 
@@ -117,6 +117,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self._opened = False
         self.away: str | None = None  # set: every call fails with this
+        self.refuses: Callable[[object], bool] = lambda _: False  # of an event, a user's key or a dead letter
         self.lose_answer = False  # set: the next `write` commits, and fails
         self.rows: dict[tuple[UUID, int], Event] = {}  # by (journal, seq)
         self.states: dict[UserKey, Snapshot] = {}
@@ -158,8 +159,9 @@ class MemoryStore:
             for commit in flush.commits
             for seq, event in enumerate(commit.unpack().events, commit.first_seq)
         }
-        if rows.keys() & self.rows.keys():
-            raise StoreUnavailableError("memory: rows are there already")
+        if rows.keys() & self.rows.keys() or not self._holds(flush, rows.values()):
+            self._opened = True
+            raise StoreDataError("memory", "ValueError")
         self._offsets[flush.journal_id] = StoredOffsets(flush.upto, flush.snapshot_floor)
         self.rows |= rows
         for snapshot in flush.snapshots:
@@ -172,6 +174,11 @@ class MemoryStore:
             self.lose_answer = False
             raise StoreUnavailableError("memory: the answer was lost")
         self._opened = True
+
+    async def tend(self, now: int, retention: Retention) -> int:  # noqa: ARG002
+        """See `engine.ports.Store`. It has no months, and nothing in it lasts."""
+        await self._reach()
+        return 0
 
     async def snapshots(self, keys: Iterable[UserKey]) -> list[UserState]:
         """See `engine.ports.Store`."""
@@ -202,6 +209,10 @@ class MemoryStore:
             and (before is None or (row.started_at, row.id) < before)
         ]
         return sorted(rows, key=lambda row: (row.started_at, row.id), reverse=True)[:limit]
+
+    def _holds(self, flush: Flush, events: Iterable[Event]) -> bool:
+        keys = [snapshot.key for snapshot in flush.snapshots]
+        return not any(map(self.refuses, [*events, *keys, *flush.dead_letters]))
 
     async def _reach(self) -> None:
         await trio.lowlevel.checkpoint()

@@ -126,6 +126,22 @@ class Stuck:
 
 
 @attrs.frozen(kw_only=True)
+class Limits:
+    """How much one class may hold live. Past it events are rejected."""
+
+    users_per_class: int = _key(20000, "students in memory at once", unit="students", low=1, high=10_000_000)
+    notebooks_per_class: int = _key(2000, "notebooks ever", unit="notebooks", low=1, high=10_000)
+
+
+@attrs.frozen(kw_only=True)
+class Retention:
+    """When rows are dropped, a whole month (UTC) at a time. An event may be 30 days old when it comes."""
+
+    events_days: int = _key(400, "cell_executions, activity_events", unit="days", low=31, high=36_600)
+    sessions_days: int = _key(1200, "learning_sessions", unit="days", low=31, high=36_600)
+
+
+@attrs.frozen(kw_only=True)
 class Settings:
     """The whole configuration. ``load`` makes ``data_dir`` absolute, and takes ``$STATE_DIRECTORY`` for its default."""
 
@@ -140,6 +156,8 @@ class Settings:
     session: Session = attrs.field(factory=Session)
     broadcast: Broadcast = attrs.field(factory=Broadcast)
     stuck: Stuck = attrs.field(factory=Stuck)
+    limits: Limits = attrs.field(factory=Limits)
+    retention: Retention = attrs.field(factory=Retention)
 
 
 def _fields() -> dict[str, "attrs.Attribute[Any]"]:
@@ -170,9 +188,7 @@ UNAVAILABLE: Final[dict[str, tuple[str, ...]]] = {
     "postgres": ("admin_dsn", "student_dsn", "read_dsns", "shards"),
     "influxdb": ("url", "token", "org", "bucket", "api", "flush_interval_ms", "flush_max_points"),
     "redis": ("url", "max_connections"),
-    "limits": ("users_per_class", "notebooks_per_class"),
     "encryption": ("keys",),
     "capture": ("code", "result"),
-    "retention": ("events_days", "sessions_days"),
     "metrics": ("host", "port"),
 }

@@ -12,12 +12,14 @@ from typing import Any, Final, NamedTuple
 import structlog
 import trio
 
+from actors.admission import Limits
 from actors.broadcaster import Broadcaster
 from actors.mailboxes import Mailboxes
 from actors.recovery import Recovery
 from actors.router import Router
 from actors.session import SessionActor, SessionContext
 from actors.supervisor import supervise
+from actors.upkeep import Upkeep
 from actors.writer import StoreWriter
 from adapters.asyncio_bridge import Dsn, open_loop, without_password
 from adapters.embedded import EmbeddedPostgres, running_dsn
@@ -38,6 +40,7 @@ from engine.clock import wall_clock
 from engine.dirty import DirtyUsers
 from engine.errors import ClasspulseError, StartError, flatten
 from engine.health import Health
+from engine.ports import Retention
 from engine.view import Thresholds
 from engine.watermark import Watermark
 
@@ -153,6 +156,7 @@ class App:
 
         async with trio.open_nursery() as background:
             background.start_soon(supervise, "broadcaster", parts.broadcaster.run)
+            background.start_soon(supervise, "upkeep", parts.upkeep.run)
             async with trio.open_nursery() as writers:
                 async with trio.open_nursery() as core:
                     await core.start(parts.router.run)
@@ -236,6 +240,7 @@ class _Parts(NamedTuple):
     recovery: Recovery
     writer: StoreWriter
     broadcaster: Broadcaster
+    upkeep: Upkeep
     stream: StreamEndpoint
     server: HttpServer
     store: PostgresStore
@@ -262,7 +267,8 @@ def _assemble(
     store = PostgresStore(dsn, apply_migrations=settings.postgres.migrate, clock=wall_clock)
     queries = PostgresQueries(dsn)
     past = watermark.open(journal.last_seq, 1)  # recovery's share: all that is in the journal already
-    router = Router(journal, context, watermark, retire_after_ms=retire_after_ms, clock=wall_clock)
+    limits = Limits(settings.limits.users_per_class, settings.limits.notebooks_per_class)
+    router = Router(journal, context, watermark, limits=limits, retire_after_ms=retire_after_ms, clock=wall_clock)
     recovery = Recovery(
         journal, store, router, context, past, accept_gap=accept_gap, retire_after_ms=retire_after_ms, clock=wall_clock
     )
@@ -289,7 +295,13 @@ def _assemble(
         clock=wall_clock,
     )
     stream = StreamEndpoint(broadcaster, origins=settings.http.cors_origins)
-    health = Health(lambda: journal.health, store, lambda: writer.health)
+    upkeep = Upkeep(
+        store,
+        recovery,
+        Retention(settings.retention.events_days, settings.retention.sessions_days),
+        wall_clock,
+    )
+    health = Health(lambda: journal.health, store, lambda: writer.health | upkeep.health)
     server = HttpServer(
         Ingest(router, max_events=settings.http.max_batch_events, clock=wall_clock),
         AsgiBridge(api(broadcaster, queries, health, ready, settings.http.cors_origins)),
@@ -302,7 +314,7 @@ def _assemble(
         max_body_bytes=settings.http.max_body_bytes,
         inherited=manager.sockets,
     )
-    return _Parts(router, recovery, writer, broadcaster, stream, server, store, queries)
+    return _Parts(router, recovery, writer, broadcaster, upkeep, stream, server, store, queries)
 
 
 async def _first_of(*events: trio.Event, seconds: float) -> None:

@@ -5,8 +5,9 @@ cut while ids, paths and names are rejected, NUL becomes U+2400 and a lone surro
 the rest of its batch goes on. `code` and `result` are checked and dropped: they never reach the journal.
 """
 
+import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
 
@@ -65,6 +66,21 @@ class Decoded(NamedTuple):
     events: list[Event]
     rejected: list[Rejected]
     single: bool
+
+    def without(self, refused: Mapping[int, str]) -> "Decoded":
+        """The same body with some more rejected: why, by their place in ``events``."""
+        known = {each.index for each in self.rejected}
+        indexes = (index for index in itertools.count() if index not in known)
+        rejected = [
+            Rejected(index, refused[place], event.event_id if event.named else None)
+            for place, (event, index) in enumerate(zip(self.events, indexes, strict=False))
+            if place in refused
+        ]
+        return Decoded(
+            [event for place, event in enumerate(self.events) if place not in refused],
+            sorted([*self.rejected, *rejected], key=lambda each: each.index),
+            self.single,
+        )
 
 
 class _InvalidError(Exception):

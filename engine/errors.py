@@ -17,6 +17,17 @@ class TooManyEventsError(ClasspulseError):
     """More events in one request than ``http.max_batch_events`` (413)."""
 
 
+class OverLimitError(ClasspulseError):
+    """Some events of a batch are past a limit of their class; none of the batch was taken.
+
+    ``refused`` tells why, by position in the batch. The others may be offered again without them.
+    """
+
+    def __init__(self, refused: dict[int, str]) -> None:
+        super().__init__(next(iter(refused.values())))
+        self.refused = refused
+
+
 class UnavailableError(ClasspulseError):
     """Events cannot be made durable now (503). ``retry_after_s`` is what the client is told to wait, in seconds."""
 
@@ -31,6 +42,17 @@ class StoreUnavailableError(ClasspulseError):
 
 class StoreRefusedError(ClasspulseError):
     """A store answers, but must not be used: a newer schema, a gap, another daemon, a wrong password."""
+
+
+class StoreDataError(StoreUnavailableError):
+    """A store will not have what was to be written. Who cannot leave the bad part out can only try again.
+
+    ``kind`` is the type of the store's error; its text, which may hold what a student wrote, is left out.
+    """
+
+    def __init__(self, store: str, kind: str) -> None:
+        super().__init__(f"{store} refuses data: {kind}")
+        self.kind = kind
 
 
 class UnknownTopicError(ClasspulseError):

@@ -107,3 +107,9 @@ class PackedCommit(msgspec.Struct, gc=False, frozen=True):
     def unpack(self) -> Commit:
         """The events themselves."""
         return Commit(self.first_seq, self.received_at, _unpack(self.payload))
+
+    def after(self, seq: int) -> "PackedCommit":
+        """The part of it past ``seq``."""
+        if seq < self.first_seq:
+            return self
+        return Commit(seq + 1, self.received_at, self.unpack().events[seq + 1 - self.first_seq :]).pack()

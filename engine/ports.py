@@ -106,6 +106,13 @@ class StoredOffsets(msgspec.Struct, frozen=True, gc=False):
     snapshots: int
 
 
+class Retention(msgspec.Struct, frozen=True, gc=False):
+    """For how many days what is kept; whole months are let go, once all of them is older."""
+
+    events_days: int
+    sessions_days: int
+
+
 class Store(Protocol):
     """A place that events end up in.
 
@@ -127,7 +134,16 @@ class Store(Protocol):
         """What is committed of this journal."""
 
     async def write(self, flush: Flush) -> None:
-        """Commit a flush: all of it in one transaction, or nothing."""
+        """Commit a flush: all of it in one transaction, or nothing.
+
+        Raises StoreDataError when the store cannot hold some of it; it then need not be opened again.
+        """
+
+    async def tend(self, now: int, retention: Retention) -> int:
+        """Make room for what may come after ``now`` (ms), and let go of what is past its time.
+
+        Idempotent; needs `open` before. Returns how many rows lie where none should: somebody should look at them.
+        """
 
     async def snapshots(self, keys: Iterable[UserKey]) -> list[UserState]:
         """The stored states of these users; those without one are left out."""
@@ -193,4 +209,7 @@ class Intake(Protocol):
     """Where accepted events enter, from the edge."""
 
     def accept(self, events: list[Event], settle: Settle) -> None:
-        """Make events durable and hand them on; ``settle`` as in `Journal.append`. Raises UnavailableError."""
+        """Make events durable and hand them on; ``settle`` as in `Journal.append`.
+
+        Raises UnavailableError, and OverLimitError when some are past a limit of their class; then none was taken.
+        """

@@ -8,7 +8,7 @@ import structlog
 
 from engine.clock import WallClock
 from engine.decode import Decoded, decode_body
-from engine.errors import MalformedError, TooManyEventsError, UnavailableError
+from engine.errors import MalformedError, OverLimitError, TooManyEventsError, UnavailableError
 from engine.ports import Intake
 
 from .messages import CORS, PREFLIGHT, Request, answer, date_line, error, internal
@@ -81,7 +81,14 @@ class Ingest:
                     body = _encode(_receipt(decoded, outcome))
                     reply(answer(202, body, headers=CORS, keep_alive=request.keep_alive))
 
-            self._intake.accept(decoded.events, settle)
+            try:
+                self._intake.accept(decoded.events, settle)
+            except OverLimitError as fault:
+                decoded = decoded.without(fault.refused)
+                if not decoded.events:
+                    reply(answer(422, _encode(_refusal(decoded)), headers=CORS, keep_alive=request.keep_alive))
+                    return
+                self._intake.accept(decoded.events, settle)
         except MalformedError as fault:
             reply(_error(request, 400, "malformed", str(fault)))
         except TooManyEventsError as fault:

@@ -1,7 +1,8 @@
 """`engine.ports.Store` on PostgreSQL: rows by COPY, states by upsert, the offset with them, in one transaction."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager
 from typing import Any, Final, TypeAlias
 from uuid import UUID
 
@@ -11,15 +12,15 @@ import trio
 from adapters.asyncio_bridge import Connection, Dsn, to_timestamptz
 from engine.clock import WallClock
 from engine.cohort import NotebookTotals
-from engine.errors import StoreRefusedError, StoreUnavailableError
+from engine.errors import StoreDataError, StoreRefusedError, StoreUnavailableError
 from engine.event import CELL_TYPES, Event, Order, PackedCommit, UserKey
 from engine.ids import notebook_uuid, user_uuid
-from engine.ports import DeadLetter, Flush, SessionRow, Snapshot, StoredOffsets
+from engine.ports import Flush, Retention, SessionRow, Snapshot, StoredOffsets
 from engine.rows import decode_state
 from engine.session import UserState
 
 from .migrations import migrate
-from .partitions import DAY_MS, Month, make_months, months_around, months_of
+from .partitions import DAY_MS, Month, drop_months, make_months, months_around, months_of, tend_default
 
 # Keeps a second daemon off the database for as long as the writer's connection lives.
 _DAEMON_LOCK: Final = 0x436C_6173_7370_756C
@@ -59,6 +60,7 @@ class PostgresStore:
         self._reader: Connection | None = None
         self._opening = trio.Lock()
         self._reading = trio.Lock()
+        self._writing = trio.Lock()
         self._months: set[Month] = set()
         self._known: set[Any] = set()
 
@@ -129,19 +131,38 @@ class PostgresStore:
 
     async def write(self, flush: Flush) -> None:
         """See `engine.ports.Store`. A connection that fails in it is dropped: its state is not worth guessing."""
-        connection = self._writer
-        if connection is None or connection.closed:
-            raise StoreUnavailableError("PostgreSQL: the connection was lost")
-        try:
+        async with self._alone() as connection:
             await self._ensure_months(connection, flush)
             async with connection.transaction():
                 await self._move_offset(connection, flush)
                 await _copy_rows(connection, flush)
                 await self._put_states(connection, flush)
                 await _put_dead_letters(connection, flush)
-        except BaseException:
-            connection.terminate()
-            raise
+
+    async def tend(self, now: int, retention: Retention) -> int:
+        """See `engine.ports.Store`. On the writer's connection, between two flushes: they cannot block each other."""
+        async with self._alone() as connection:
+            months = months_around(now // DAY_MS)
+            await make_months(connection, months)
+            strays = await tend_default(connection)
+            self._months = (self._months | months) - await drop_months(connection, now, retention)
+            return strays
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[Connection]:
+        """The writer's connection, for one at a time."""
+        async with self._writing:
+            connection = self._writer
+            if connection is None or connection.closed:
+                raise StoreUnavailableError("PostgreSQL: the connection was lost")
+            try:
+                yield connection
+            except StoreDataError:
+                self._known = set()  # what this transaction made known was rolled back
+                raise
+            except BaseException:
+                connection.terminate()
+                raise
 
     async def _ensure_months(self, connection: Connection, flush: Flush) -> None:
         today = self._clock() // DAY_MS
@@ -377,15 +398,20 @@ async def _put_snapshots(connection: Connection, flush: Flush) -> None:
 
 
 async def _put_dead_letters(connection: Connection, flush: Flush) -> None:
-    for letter in flush.dead_letters:
-        await _put_dead_letter(connection, flush.journal_id, letter)
-
-
-async def _put_dead_letter(connection: Connection, journal_id: UUID, letter: DeadLetter) -> None:
-    event = letter.event
+    if not flush.dead_letters:
+        return
+    events = [letter.event for letter in flush.dead_letters]
     await connection.execute(
         "insert into dead_letters (journal_id, seq, event_id, user_id, class_id, event_type, event, error_type, place) "
-        "values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict do nothing",
-        journal_id, letter.seq, event.event_id, event.user_id, event.class_id, event.event_type,
-        json.dumps(msgspec.structs.asdict(event), ensure_ascii=False), letter.error_type, letter.place,
-    )  # fmt: skip
+        "select $1, * from unnest($2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::jsonb[], "
+        "$8::text[], $9::text[]) on conflict do nothing",
+        flush.journal_id,
+        [letter.seq for letter in flush.dead_letters],
+        [event.event_id for event in events],
+        [event.user_id for event in events],
+        [event.class_id for event in events],
+        [event.event_type for event in events],
+        [json.dumps(msgspec.structs.asdict(event), ensure_ascii=False) for event in events],
+        [letter.error_type for letter in flush.dead_letters],
+        [letter.place for letter in flush.dead_letters],
+    )

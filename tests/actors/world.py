@@ -8,6 +8,7 @@ from functools import partial
 
 import trio
 
+from actors.admission import Limits
 from actors.broadcaster import Broadcaster
 from actors.mailboxes import Mailboxes
 from actors.recovery import Recovery
@@ -27,6 +28,7 @@ IDLE_MS = 1_800_000
 RETIRE_MS = 3_600_000
 INTERVAL_S = 0.1
 OUTBOX_FRAMES = 4
+LIMITS = Limits(20_000, 2000)
 
 
 class Clock:
@@ -40,7 +42,7 @@ class Clock:
 class World:
     """`start` it, `crash` it, and start another on the same journal and store."""
 
-    def __init__(self, nursery, *, journal=None, store=None, clock=None, accept_gap=False):
+    def __init__(self, nursery, *, journal=None, store=None, clock=None, accept_gap=False, limits=LIMITS):
         self.clock = clock or Clock()
         self.journal = journal or MemoryJournal(clock=self.clock)
         self.store = store or MemoryStore()
@@ -51,7 +53,9 @@ class World:
         self.watermark = Watermark()
         context = SessionContext(self.journal.id.hex, IDLE_MS, self.dirty, self.mailboxes, set(), self.journal)
         past = self.watermark.open(self.journal.last_seq, 1)
-        self.router = Router(self.journal, context, self.watermark, retire_after_ms=RETIRE_MS, clock=self.clock)
+        self.router = Router(
+            self.journal, context, self.watermark, limits=limits, retire_after_ms=RETIRE_MS, clock=self.clock
+        )
         self.recovery = Recovery(
             self.journal,
             self.store,

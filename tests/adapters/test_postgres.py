@@ -4,19 +4,22 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 import trio
 
+from actors.bisection import Bisection
+from actors.mailboxes import Mailboxes
 from adapters.asyncio_bridge import Connection, open_loop
 from adapters.postgres.migrations import migrate, migrations
-from adapters.postgres.partitions import PARTITIONED
+from adapters.postgres.partitions import PARTITIONED, make_months
 from adapters.postgres.probe import migrate_database, server_version
 from adapters.postgres.queries import PostgresQueries
 from adapters.postgres.store import PostgresStore
 from engine.cohort import NotebookTotals
-from engine.errors import StoreRefusedError, StoreUnavailableError
+from engine.errors import StoreDataError, StoreRefusedError, StoreUnavailableError
 from engine.event import Order
-from engine.ports import DeadLetter
+from engine.ports import DeadLetter, Retention, StoredOffsets
 from tests.adapters.events import DAY, NOW, event, run
 from tests.adapters.flushes import Feed, Student, make_store, opened
 from tests.e2e.postgres_server import Database, free_port
@@ -37,6 +40,12 @@ def store(database):
 @pytest.fixture
 def feed():
     return Feed()
+
+
+async def refuse(database: Database, rule: str) -> None:
+    connection = await Connection.connect(database.dsn)
+    await connection.execute(rule)
+    await connection.close()
 
 
 # --- migrations
@@ -91,7 +100,7 @@ async def test_a_migration_that_fails_leaves_nothing_of_itself(loop, database, m
     broken = migrations()[0]._replace(version=9000, name="broken", sql="create table half (a int); select 1 / 0;")
     monkeypatch.setattr("adapters.postgres.migrations.migrations", lambda: [broken])
     connection = await Connection.connect(database.dsn)
-    with pytest.raises(StoreUnavailableError, match="zero"):
+    with pytest.raises(StoreUnavailableError, match="DivisionByZero"):
         await migrate(connection, apply=True)
     await connection.close()
     assert await database.value("select to_regclass('half') is null")
@@ -154,6 +163,90 @@ async def test_a_month_far_off_is_made_before_its_first_row(loop, database, stor
     async with opened(store):
         await store.write(feed.flush(snapshots=[student.snapshot()]))
     assert await database.value("select count(*) from learning_sessions_default") == 0
+
+
+async def test_events_at_both_ends_of_their_bounds_fall_into_months_whatever_the_day(loop, database, store):
+    """At the turns of months and of the year, received at the last and the first moment."""
+    async with opened(store):
+        feed, sent = Feed(), 0
+        for year, number in ((2026, 3), (2027, 1), (2028, 3)):
+            turn = int(datetime(year, number, 1, tzinfo=UTC).timestamp() * 1000)
+            for now in (turn - 1, turn):
+                store._clock = lambda now=now: now
+                ages = [now - 30 * DAY, now, now + 600_000]
+                await store.write(feed.flush(*(run(time=at) for at in ages), *(event(time=at) for at in ages)))
+                sent += len(ages)
+    for table in ("cell_executions", "activity_events"):
+        assert await database.value(f"select count(*) from {table}") == sent
+        assert await database.value(f"select count(*) from {table}_default") == 0
+
+
+async def test_a_session_that_crosses_a_month_is_one_row_and_moves_with_its_start(loop, database, store, feed):
+    turn = int(datetime(2026, 11, 1, tzinfo=UTC).timestamp() * 1000)
+    student = Student()
+    async with opened(store):
+        for at in (turn + 5000, turn - 5000, turn + 9000, turn - 40 * DAY):
+            student.apply(run(time=at))
+            await store.write(feed.flush(snapshots=[student.snapshot()]))
+    (row,) = await database.query("select tableoid::regclass::text as month, * from learning_sessions")
+    assert row["month"] == "learning_sessions_2026_09"
+    assert row["total_duration_ms"] == 40 * DAY + 9000
+    assert row["cell_executions"] == 4
+
+
+async def test_months_past_their_retention_are_dropped_whole(loop, database, store, feed, capsys):
+    async with opened(store):
+        await make_months(store._writer, [(2023, 7), (2023, 8), (2025, 9), (2025, 10)])
+        await store.write(feed.flush(run(time=NOW - 30 * DAY), run()))
+        assert await store.tend(NOW, Retention(400, 1200)) == 0  # since 2025-10-14 and 2023-08-06
+        kept = {month(days) for days in range(-31, 32)} | {"default", "2025_10"}
+        assert await partitions(database, "cell_executions") == kept
+        assert await partitions(database, "activity_events") == kept
+        assert await partitions(database, "learning_sessions") == kept | {"2025_09", "2023_08"}
+        said = capsys.readouterr()
+        assert (said.out + said.err).count("partition dropped") == 3 + 3 + 1
+        assert await database.value("select count(*) from cell_executions") == 2
+        # One that was dropped is made again when something of it comes.
+        student = Student().apply(run(time=NOW - 1230 * DAY))
+        await store.write(feed.flush(snapshots=[student.snapshot()]))
+        assert await database.value("select count(*) from learning_sessions_2023_07") == 1
+
+
+async def test_upkeep_makes_the_months_ahead_without_a_flush(loop, database, store):
+    async with opened(store):
+        await store.tend(NOW + 300 * DAY, Retention(400, 1200))
+        assert {month(300), month(331)} <= await partitions(database, "cell_executions")
+
+
+async def stray(database: Database, *times: str) -> None:
+    for table, columns, values in (
+        ("activity_events", "event_id, user_id, class_id, event_type, clock_skewed, received_at, seq, journal_id",
+         "'e', 'ann', 'default', 'x', false, now(), 1, gen_random_uuid()"),
+    ):  # fmt: skip
+        for at in times:
+            await refuse(database, f"insert into {table} (event_timestamp, {columns}) values ('{at}', {values})")
+
+
+async def test_rows_in_default_are_moved_into_months_of_their_own_and_others_are_told_of(loop, database, store):
+    async with opened(store):
+        await stray(database, "2027-06-15", "2027-06-30 23:59:59.999+00", "2031-01-01 00:00+00", "infinity")
+        assert await store.tend(NOW, Retention(400, 1200)) == 1
+        assert await database.value("select count(*) from activity_events") == 4
+        assert await database.value("select count(*) from activity_events_2027_06") == 2
+        assert await database.value("select count(*) from activity_events_2031_01") == 1
+        assert await database.value("select count(*) from activity_events_default") == 1
+        assert await store.tend(NOW, Retention(400, 1200)) == 1
+
+
+async def test_a_row_in_default_does_not_keep_its_month_from_being_made(loop, database, store, feed):
+    async with opened(store):
+        later = NOW + 200 * DAY
+        await stray(database, datetime.fromtimestamp(later / 1000, UTC).isoformat())
+        await store.write(feed.flush(event(time=later - 60_000)))  # the month is not known: a stray itself
+        store._clock = lambda: later
+        await store.write(feed.flush(event(time=later)))
+        assert await database.value(f"select count(*) from activity_events_{month(200)}") == 3
+        assert await database.value("select count(*) from activity_events_default") == 0
 
 
 # --- who may use it
@@ -404,3 +497,69 @@ async def test_a_profile_that_says_less_takes_nothing_away(loop, database, store
             await store.write(feed.flush(snapshots=[type(snapshot)(**fields | {"profile": profile})]))
     (row,) = await database.query("select display_name, team from users")
     assert row == {"display_name": "Ann B", "team": "reds"}
+
+
+# --- data that the server refuses
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "alter table cell_executions add check (notebook_path <> 'bad.ipynb')",
+        (
+            "create function refuse() returns trigger language plpgsql as $$ begin "
+            "if new.notebook_path = 'bad.ipynb' then perform 1 / 0; end if; return new; end $$; "
+            "create trigger refuse before insert on cell_executions for each row execute function refuse()"
+        ),
+    ],
+    ids=["check", "trigger"],
+)
+async def test_data_that_is_refused_is_told_apart_and_the_connection_goes_on(loop, database, store, feed, rule):
+    async with opened(store):
+        await store.write(feed.flush(run()))
+        await refuse(database, rule)
+        bad = feed.flush(run(), run(notebook_path="bad.ipynb"), snapshots=[Student("new", "new class").snapshot()])
+        with pytest.raises(StoreDataError) as refused:
+            await store.write(bad)
+        assert refused.value.kind in {"CheckViolationError", "DivisionByZeroError"}
+        assert "bad.ipynb" not in str(refused.value)
+        assert (await store.offsets(feed.journal_id)).rows == 1
+        again = feed.flush(snapshots=[Student("new", "new class").apply(run("new")).snapshot()])
+        await store.write(msgspec.structs.replace(again, after=1, upto=1))
+        assert await database.value("select count(*) from classes where id = 'new class'") == 1
+
+
+async def test_a_flush_is_halved_until_the_bad_rows_are_alone(loop, database, store, feed):
+    """Three bad rows of 500, a bad state and a bad notebook, against a real server."""
+    async with opened(store):
+        await refuse(
+            database,
+            "alter table cell_executions add check (notebook_path <> 'bad.ipynb');"
+            "alter table users add check (username <> 'refused');"
+            "alter table notebooks add check (path <> 'bad.ipynb')",
+        )
+        cells = [run(notebook_path="bad.ipynb" if n in {0, 250, 499} else "a.ipynb") for n in range(500)]
+        students = [Student(name).apply(run(name)) for name in ("ann", "refused", "bob")]
+        flush = feed.flush(
+            *cells,
+            snapshots=[msgspec.structs.replace(each.snapshot(), profile=("Name", None)) for each in students],
+            notebooks=[("default", path, NotebookTotals(3)) for path in ("a.ipynb", "bad.ipynb", "c.ipynb")],
+            floor=500,
+        )
+        mailboxes = Mailboxes()
+        with pytest.raises(StoreDataError):
+            await store.write(flush)
+        bisection = Bisection(store, flush, 0, mailboxes)
+        await bisection.write()
+        assert bisection.refused == {("default", "refused")}
+        assert await store.offsets(feed.journal_id) == StoredOffsets(500, 500)
+    assert await database.value("select count(*) from cell_executions") == 497
+    letters = await database.query("select seq, error_type, place, event from dead_letters order by seq")
+    assert [(row["seq"], row["error_type"], row["place"]) for row in letters] == [
+        (seq, "CheckViolationError", "store:postgresql") for seq in (1, 251, 500)
+    ]
+    assert [row["event"]["event_id"] for row in letters] == [cells[n].event_id for n in (0, 250, 499)]
+    assert await database.value("select count(*) from session_snapshots") == 2
+    assert await database.value("select count(*) from learning_sessions") == 2
+    assert {row["path"] for row in await database.query("select path from notebooks")} == {"a.ipynb", "c.ipynb"}
+    assert list(mailboxes.ops.take_all()) == [("state could not be stored", "default", "refused")]

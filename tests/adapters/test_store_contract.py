@@ -7,7 +7,7 @@ import pytest
 
 from adapters.asyncio_bridge import open_loop
 from engine.cohort import NotebookTotals
-from engine.errors import StoreUnavailableError
+from engine.errors import StoreDataError, StoreUnavailableError
 from engine.event import Order
 from engine.ports import DeadLetter, StoredOffsets
 from engine.session import UserState
@@ -104,9 +104,8 @@ async def test_a_flush_is_all_or_nothing(store, harness, feed):
     failing.snapshots.append(Student("bob").apply(run("bob", notebook_path="b.ipynb")).snapshot())
     failing.notebooks.append(("default", "c.ipynb", NotebookTotals(5)))
     failing.dead_letters.append(DeadLetter(3, event(), "KeyError", "x:1"))
-    with pytest.raises(StoreUnavailableError):
+    with pytest.raises(StoreDataError):
         await store.write(failing)
-    await store.open()
     assert await store.offsets(feed.journal_id) == StoredOffsets(1, 0)
     assert await harness.seqs() == [1]
     assert [state.executions for state in await store.recent_snapshots(0)] == [1]

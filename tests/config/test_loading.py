@@ -88,6 +88,10 @@ def test_defaults_are_the_contracts():
         "broadcast.interval_ms": 100,
         "broadcast.outbox_frames": 64,
         "stuck.consecutive_errors": 3,
+        "limits.users_per_class": 20000,
+        "limits.notebooks_per_class": 2000,
+        "retention.events_days": 400,
+        "retention.sessions_days": 1200,
     }
 
 

@@ -559,3 +559,31 @@ async def test_health_of_a_daemon_that_is_well(api):
     assert "journal" in body["checks"]
     for path in ("/livez", "/readyz"):
         assert (await api.call("GET", path)).status == 200
+
+
+# Limits of a class
+
+
+async def test_events_past_a_limit_of_their_class_are_rejected_by_their_index(database, data_dir):
+    limits = {"LIMITS__USERS_PER_CLASS": "2", "LIMITS__NOTEBOOKS_PER_CLASS": "1"}
+    async with Daemon(data_dir, dsn=database.dsn, settings=limits) as daemon:
+        api = Api(daemon)
+        ann, bob, cid = (new_user() for _ in range(3))
+        events = [{"no": "event"}, run(ann), activity(cid), run(bob, notebook_path="other.ipynb"), activity(bob)]
+        events[2], events[4] = events[4], events[2]
+        answer = await api.post(events)
+        assert answer.status == 202
+        body = answer.json()
+        assert body["accepted"] == 2
+        assert [(each["index"], each["error"]) for each in body["rejected"][1:]] == [
+            (3, "class default already has 1 notebooks: limits.notebooks_per_class"),
+            (4, "class default already has 2 users: limits.users_per_class"),
+        ]
+        assert body["rejected"][2]["event_id"] == events[4]["event_id"]
+        refused = await api.post(activity(cid))
+        assert refused.status == 422
+        assert "limits.users_per_class" in refused.json()["error"]["message"]
+        assert (await api.post(activity(cid, class_id="other"))).status == 202
+        assert (await api.post([activity(ann), activity(bob)])).json()["accepted"] == 2
+        assert set((await api.overview())["state"]["users"]) == {ann, bob}
+        assert "class is full" in daemon.stderr

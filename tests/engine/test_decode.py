@@ -680,3 +680,14 @@ def test_what_is_taken_fits_every_column(body):
 @example(b'{"a":' * 100_000, False)
 def test_no_body_raises_anything_else(body, ndjson):
     assert outcome(body, fast=True, ndjson=ndjson) == outcome(body, fast=False, ndjson=ndjson)
+
+
+def test_more_of_a_body_may_be_rejected_by_the_place_in_what_was_left():
+    body = (
+        b'[{"user_id": 1}, {"user_id": "a", "event_type": "x", "event_id": "e1"}, 7, '
+        b'{"user_id": "b", "event_type": "x"}, {"user_id": "c", "event_type": "x"}]'
+    )
+    decoded = decode_body(body, ndjson=False, received_at=NOW, max_events=10).without({0: "full", 2: "full too"})
+    assert [event.user_id for event in decoded.events] == ["b"]
+    assert [each.index for each in decoded.rejected] == [0, 1, 2, 4]
+    assert [(each.error, each.event_id) for each in decoded.rejected[1::2]] == [("full", "e1"), ("full too", None)]
