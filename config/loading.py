@@ -189,6 +189,11 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
             f'http.host: {_shown(host)} is not a loopback address, and with auth.mode = "open" whoever reaches it '
             "is let in; use 127.0.0.1, or set auth.allow_open_network = true"
         )
+    for text in values.get("http.trusted_proxies", ()):
+        try:
+            ipaddress.ip_network(text, strict=False)
+        except ValueError:
+            faults.append(f"http.trusted_proxies: {_shown(text)} is not an IP address or network")
     for earlier, later in (("idle_after_s", "offline_after_s"), ("offline_after_s", "retire_after_s")):
         low, high = values.get(f"session.{earlier}"), values.get(f"session.{later}")
         if low is not None and high is not None and low > high:

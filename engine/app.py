@@ -235,18 +235,26 @@ def _assemble(
         outbox_frames=settings.broadcast.outbox_frames,
         clock=wall_clock,
     )
-    stream = StreamEndpoint(broadcaster, origins=settings.http.cors_origins)
+    http = settings.http
+    own_origin = (http.public_url.rstrip("/").lower(),) if http.public_url else ()
+    stream = StreamEndpoint(broadcaster, origins=(*http.cors_origins, *own_origin))
     health = Health(lambda: journal.health, store, lambda: writer.health)
     server = HttpServer(
-        Ingest(router, max_events=settings.http.max_batch_events, clock=wall_clock),
-        AsgiBridge(api(broadcaster, queries, health, ready, settings.http.cors_origins)),
+        Ingest(router, max_events=http.max_batch_events, max_body_bytes=http.max_body_bytes, clock=wall_clock),
+        AsgiBridge(api(broadcaster, queries, health, ready, http.cors_origins)),
         stream.serve,
-        host=settings.http.host,
-        port=settings.http.port,
-        allowed_hosts=settings.http.allowed_hosts,
+        host=http.host,
+        port=http.port,
+        allowed_hosts=http.allowed_hosts,
         refuse_forwarded=not settings.auth.allow_open_network,
-        max_header_bytes=settings.http.max_header_bytes,
-        max_body_bytes=settings.http.max_body_bytes,
+        max_header_bytes=http.max_header_bytes,
+        max_body_bytes=http.max_body_bytes,
+        max_connections=http.max_connections,
+        idle_timeout_s=http.idle_timeout_s,
+        header_timeout_s=http.header_timeout_s,
+        body_timeout_s=http.body_timeout_s,
+        trusted_proxies=http.trusted_proxies,
+        public_url=http.public_url,
     )
     return _Parts(router, recovery, writer, broadcaster, stream, server, store, queries)
 
