@@ -2,6 +2,8 @@
 
 import json
 import re
+import time
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -680,3 +682,15 @@ def test_what_is_taken_fits_every_column(body):
 @example(b'{"a":' * 100_000, False)
 def test_no_body_raises_anything_else(body, ndjson):
     assert outcome(body, fast=True, ndjson=ndjson) == outcome(body, fast=False, ndjson=ndjson)
+
+
+def test_lines_past_the_limit_are_not_looked_at():
+    """A body of nothing but bad lines would hold up everybody else for seconds."""
+
+    def took(lines):
+        began = time.perf_counter()
+        with suppress(TooManyEventsError):
+            decode_body(b"{\n" * lines, ndjson=True, received_at=0, max_events=1000)
+        return time.perf_counter() - began
+
+    assert min(took(200_000) for _ in range(3)) < 20 * min(took(1000) for _ in range(3))

@@ -53,6 +53,7 @@ BODIES = {
     "a string without end": b'"' + b"x" * 1_000_000,
     "too many events": b"[" + b",".join([b"{}"] * 5000) + b"]",
     "only commas": b"," * 100_000,
+    "half a million bad lines": b"{\n" * 500_000,
     "only line ends": b"\n" * 100_000,
     "a key a thousand times": b"{" + b",".join([b'"user_id":"a"'] * 1000) + b"}",
     "escapes": b'{"user_id":"' + b"\\ud83d" * 40 + b'"}',
@@ -70,6 +71,10 @@ HEADERS = [
     b"Forwarded: for=;;,", b"Origin: \xff", b"Origin: https://evil.example", b"Access-Control-Request-Method: \xff",
     b" folded", b"\tfolded", b"no colon", b": no name", b"x: " + b"y" * 33_000, b"\xff: x", b"x: \x00", b"x: a\rb",
     b"Range: bytes=0-", b"Cookie: " + b"a=b;" * 500, b"Authorization: Bearer \xff", b"If-None-Match: *",
+]  # fmt: skip
+UPGRADE = [
+    b"Connection: upgrade", b"Upgrade: websocket", b"Sec-WebSocket-Version: 13",
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
 ]  # fmt: skip
 TARGETS = [
     b"/", b"*", b"//", b"/livez", b"/readyz", b"/metrics", b"/docs", b"/api/v1/openapi.json", b"/api/v1/health",
@@ -130,6 +135,14 @@ CORPUS = {
     "headers": _request(b"GET", b"/livez", *[b"a: b"] * 20_000),
     "line ends before the request": b"\r\n" * 50_000 + _request(b"GET", b"/livez"),
     "an expectation, and no body": _request(b"POST", EVENTS, b"Expect: 100-continue", b"Content-Length: 5"),
+    "another expectation": _request(b"POST", EVENTS, b"Expect: x", b"Content-Length: 5"),
+    "forwarded": _request(b"GET", b"/livez", b"Forwarded: for=;;,"),
+    "a stream without an upgrade": _request(b"GET", b"/api/v1/stream"),
+    "an upgrade with a body": _request(b"GET", b"/api/v1/stream", *UPGRADE, b"Content-Length: 2", body=b"{}"),
+    "frames of zeros": _request(b"GET", b"/api/v1/stream", *UPGRADE, body=bytes(1000)),
+    "a body for OPTIONS": _request(b"OPTIONS", EVENTS, b"Content-Length: 3", body=b"{}{"),
+    "another host": _request(b"GET", b"http://evil.example/livez"),
+    "another method": _request(b"TRACE", b"/livez"),
     "pipelined": _request(b"GET", b"/livez") * 500,
     "pipelined behind the last": _request(b"GET", b"/livez", b"Connection: close") + post(_GOOD) * 50,
 }
@@ -158,7 +171,7 @@ def _small(chance: random.Random) -> bytes:
         _request(b"GET", b"/api/v1/classes/fuzz/overview"),
         _chunked(b"%x;a=b\r\n%b\r\n" % (len(_GOOD), _GOOD)),
         post(gzip.compress(_GOOD), b"Content-Encoding: gzip"),
-        _request(b"GET", b"/api/v1/stream", *HEADERS[15:17], HEADERS[18], HEADERS[21]),
+        _request(b"GET", b"/api/v1/stream", *UPGRADE),
     )
     return chance.choice(valid) if chance.random() < 0.7 else chance.choice(_SMALL)
 
