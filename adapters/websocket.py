@@ -10,8 +10,8 @@ import trio
 from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection, wrap_server_stream
 from wsproto.frame_protocol import CloseReason
 
-from adapters.http.connection import Refusal
 from adapters.http.messages import Request
+from adapters.http.reader import Refusal
 from engine.errors import UnknownTopicError
 from engine.ports import LiveFeed, Outbox
 

@@ -198,6 +198,11 @@ def _contradictions(values: Mapping[str, Any], inherited: Collection[str]) -> li
         for address in inherited
         if is_open and not is_loopback(address)
     ]
+    for text in values.get("http.trusted_proxies", ()):
+        try:
+            ipaddress.ip_network(text, strict=False)
+        except ValueError:
+            faults.append(f"http.trusted_proxies: {_shown(text)} is not an IP address or network")
     for earlier, later in (("idle_after_s", "offline_after_s"), ("offline_after_s", "retire_after_s")):
         low, high = values.get(f"session.{earlier}"), values.get(f"session.{later}")
         if low is not None and high is not None and low > high:

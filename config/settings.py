@@ -63,6 +63,24 @@ class Http:
         pattern=r"[^/\s]+",
         expected='a list of host names such as ["hub.example.org"]',
     )
+    public_url: str = _key(
+        "",
+        "what users call this server: its host is answered, and its pages may open the stream. Empty: none",
+        pattern=rf"|https?://({HOST}|\[[0-9A-Fa-f:.]+\])(:\d{{1,5}})?/?",
+        expected="a URL such as https://pulse.example.org, without a path",
+    )
+    trusted_proxies: tuple[str, ...] = _key(
+        (),
+        "addresses and networks of proxies whose X-Forwarded-For, -Proto, -Host and Forwarded count",
+        pattern=r"[0-9A-Fa-f.]*[.:][0-9A-Fa-f:.]*(/\d{1,3})?",
+        expected='a list of IP addresses and networks such as ["127.0.0.1", "10.0.0.0/8"]',
+    )
+    max_connections: int = _key(10000, "past them a new one is answered 503", unit="connections", low=1, high=1_000_000)
+    idle_timeout_s: float = _key(
+        75.0, "silence between requests, or of a peer that does not read", unit="seconds", low=0.1, high=86400
+    )
+    header_timeout_s: float = _key(10.0, "for the whole head of a request", unit="seconds", low=0.1, high=86400)
+    body_timeout_s: float = _key(30.0, "for the whole body of a request", unit="seconds", low=0.1, high=86400)
 
 
 @attrs.frozen(kw_only=True)
@@ -175,16 +193,7 @@ KEYS: Final = _fields()
 
 # The contract's keys whose feature this version does not have: refused, so that nobody believes them in force.
 UNAVAILABLE: Final[dict[str, tuple[str, ...]]] = {
-    "http": (
-        "trusted_proxies",
-        "public_url",
-        "max_connections",
-        "idle_timeout_s",
-        "header_timeout_s",
-        "body_timeout_s",
-        "tls_cert",
-        "tls_key",
-    ),
+    "http": ("tls_cert", "tls_key"),
     "postgres": ("admin_dsn", "student_dsn", "read_dsns", "shards"),
     "influxdb": ("url", "token", "org", "bucket", "api", "flush_interval_ms", "flush_max_points"),
     "redis": ("url", "max_connections"),

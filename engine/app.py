@@ -226,7 +226,7 @@ class App:
         """Keys that may change while it serves: limits that an operator moves in need, and names."""
         return {
             "http.allowed_hosts": parts.server.allow_hosts,
-            "http.max_body_bytes": partial(setattr, parts.server, "max_body_bytes"),
+            "http.max_body_bytes": parts.server.limit_bodies,
             "http.max_header_bytes": partial(setattr, parts.server, "max_header_bytes"),
             "journal.max_bytes": partial(setattr, self._journal, "max_bytes"),
             "journal.min_free_bytes": partial(setattr, self._journal, "min_free_bytes"),
@@ -294,7 +294,6 @@ def _assemble(
         outbox_frames=settings.broadcast.outbox_frames,
         clock=wall_clock,
     )
-    stream = StreamEndpoint(broadcaster, origins=settings.http.cors_origins)
     upkeep = Upkeep(
         store,
         recovery,
@@ -302,16 +301,25 @@ def _assemble(
         wall_clock,
     )
     health = Health(lambda: journal.health, store, lambda: writer.health | upkeep.health)
+    http = settings.http
+    own_origin = (http.public_url.rstrip("/").lower(),) if http.public_url else ()
+    stream = StreamEndpoint(broadcaster, origins=(*http.cors_origins, *own_origin))
     server = HttpServer(
-        Ingest(router, max_events=settings.http.max_batch_events, clock=wall_clock),
-        AsgiBridge(api(broadcaster, queries, health, ready, settings.http.cors_origins)),
+        Ingest(router, max_events=http.max_batch_events, max_body_bytes=http.max_body_bytes, clock=wall_clock),
+        AsgiBridge(api(broadcaster, queries, health, ready, http.cors_origins)),
         stream.serve,
-        host=settings.http.host,
-        port=settings.http.port,
-        allowed_hosts=settings.http.allowed_hosts,
+        host=http.host,
+        port=http.port,
+        allowed_hosts=http.allowed_hosts,
         refuse_forwarded=not settings.auth.allow_open_network,
-        max_header_bytes=settings.http.max_header_bytes,
-        max_body_bytes=settings.http.max_body_bytes,
+        max_header_bytes=http.max_header_bytes,
+        max_body_bytes=http.max_body_bytes,
+        max_connections=http.max_connections,
+        idle_timeout_s=http.idle_timeout_s,
+        header_timeout_s=http.header_timeout_s,
+        body_timeout_s=http.body_timeout_s,
+        trusted_proxies=http.trusted_proxies,
+        public_url=http.public_url,
         inherited=manager.sockets,
     )
     return _Parts(router, recovery, writer, broadcaster, upkeep, stream, server, store, queries)

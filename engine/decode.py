@@ -252,13 +252,12 @@ def decode_body(body: bytes, *, ndjson: bool, received_at: int, max_events: int)
 def decode_any(body: bytes, *, ndjson: bool, received_at: int, max_events: int) -> Decoded:
     """`decode_body` for every form, valid or not."""
     if ndjson:
-        items, single = _lines(body), False
+        items, single = _lines(body, max_events), False
     else:
         document = decode_json(body)
         single = type(document) is dict
         items = document if type(document) is list else [document]
-    if len(items) > max_events:
-        raise TooManyEventsError(f"{len(items)} events in one request; at most {max_events} are taken")
+    _check_count(len(items), max_events)
     events: list[Event] = []
     rejected: list[Rejected] = []
     for index, item in enumerate(items):
@@ -274,15 +273,21 @@ def is_class_id(text: str) -> bool:
     return _CLASS.fullmatch(text) is not None
 
 
-def _lines(body: bytes) -> list[Any]:
+def _check_count(count: int, max_events: int) -> None:
+    if count > max_events:
+        raise TooManyEventsError(f"{count} events in one request; at most {max_events} are taken")
+
+
+def _lines(body: bytes, max_events: int) -> list[Any]:
     """The documents of an NDJSON body; one that is not JSON is its own error, met when its turn comes."""
+    lines = [line for line in body.split(b"\n") if line and not line.isspace()]
+    _check_count(len(lines), max_events)  # before they are decoded: half a million bad lines of 1 MiB took 9 s
     items: list[Any] = []
-    for line in body.split(b"\n"):
-        if line.strip():
-            try:
-                items.append(decode_json(line))
-            except MalformedError as error:
-                items.append(error)
+    for line in lines:
+        try:
+            items.append(decode_json(line))
+        except MalformedError as error:
+            items.append(error)
     return items
 
 

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -25,6 +26,21 @@ MAX_LIMIT: Final = 100  # sessions a page
 _encode: Final = msgspec.json.Encoder().encode
 _CODES: Final = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 503: "unavailable"}
 
+
+class _UserConvertor(Convertor[str]):
+    """Any text: what a client percent-encoded, slashes and line ends included, has been decoded by now."""
+
+    regex = r"[\s\S]+"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("user", _UserConvertor())
+
 # Tells the health of everything: {"status": …, "checks": {…}}.
 Health = Callable[[], Awaitable[dict[str, Any]]]
 Ready = Callable[[], bool]
@@ -38,7 +54,7 @@ def api(
     return Starlette(
         routes=[
             Route("/api/v1/classes/{class_id}/overview", routes.overview),
-            Route("/api/v1/users/{user_id:path}/sessions", routes.user_sessions),
+            Route("/api/v1/users/{user_id:user}/sessions", routes.user_sessions),
             Route("/api/v1/health", routes.health),
             Route("/livez", routes.livez),
             Route("/readyz", routes.readyz),

@@ -31,7 +31,7 @@ class AsgiBridge:
             "asgi": {"version": "3.0", "spec_version": "2.4"},
             "http_version": request.version,
             "method": request.method.decode("ascii"),
-            "scheme": "http",
+            "scheme": request.scheme,
             "path": unquote_to_bytes(path).decode("utf-8", "replace"),
             "raw_path": path,
             "query_string": query,

@@ -1,99 +1,86 @@
-"""One connection of the edge: the parser is httptools, the loop around it is here.
-
-What httptools leaves to us: the size of the head, missing or double ``Host``, and upgrades, on which it always raises.
+"""One connection of the edge: requests in, answers out, in order.
 
 A connection has a task, which owns the stream. What needs no waiting is done for it by the poller: read, parse, take
 events, and later write the receipt from where the commit ends. The task wakes for what may take time: queries, a peer
-that reads slowly, the hand-over to a WebSocket, the end.
+that reads slowly, the hand-over to a WebSocket, the end. It notes no times: the server's sweeper looks at all of them.
 """
 
+import math
 import os
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
-import httptools
 import structlog
 import trio
 
 from .ingest import Reply
-from .messages import CORS, Headers, Request, error
+from .messages import Headers, Request, kept
 from .poller import Poller
+from .reader import Limits, Reader, Refusal
 
-# Headers that need a closer look.
-_RARE: Final = frozenset(
-    {
-        b"content-encoding",
-        b"transfer-encoding",
-        b"forwarded",
-        b"x-forwarded-for",
-        b"x-forwarded-host",
-        b"x-forwarded-proto",
-        b"x-real-ip",
-    }
-)
-# Bytes of chunked coding that may come with a byte of body: a chunk of one byte is "1", two line ends, and the byte.
-_CODING: Final = 8
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+# Bytes that a peer must take within the idle timeout, to be no peer that has stopped reading.
+_PIECE: Final = 65_536
+
+# What a connection waits for.
+_IDLE, _HEAD, _BODY, _US = range(4)
 
 log = structlog.get_logger("http")
 
 
-class Limits(Protocol):
-    """What a request may be."""
-
-    max_header_bytes: int
-    max_body_bytes: int
-    refuse_forwarded: bool
-
-    def allows_host(self, host: bytes) -> bool:
-        """Whether the ``Host`` header names us."""
-
-
 class Handlers(Protocol):
     """Who answers."""
+
+    unsent_bytes: int  # of answers that peers have not read yet, over all connections
 
     @property
     def ingest(self) -> Callable[[Request, Reply], bool]:
         """Take a request of the hot path; False: it is not one. The reply is called once, now or later."""
 
     async def other(self, request: Request) -> bytes:
-        """The answer to any other request."""
+        """The answer to any other request. Raises Refusal."""
 
     async def upgrade(self, request: Request, rest: bytes, stream: trio.SocketStream) -> None:
         """Take the connection over. Raises Refusal."""
 
 
-class Refusal(Exception):  # noqa: N818 - an answer, not a failure
-    """The connection ends with this answer: what follows on it cannot be trusted."""
+class Timeouts(Limits, Protocol):
+    """The limits, and how long a peer may take; all in seconds."""
 
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.answer = error(status, code, message, headers=CORS, keep_alive=False)
+    idle_timeout_s: float
+    header_timeout_s: float
+    body_timeout_s: float
 
 
-class Connection:
+class Connection(Reader):
     """Takes requests off a stream, in order; each has its answer before the next is begun."""
 
-    def __init__(self, stream: trio.SocketStream, poller: Poller, limits: Limits, handlers: Handlers) -> None:
+    def __init__(self, stream: trio.SocketStream, poller: Poller, limits: Timeouts, handlers: Handlers) -> None:
+        super().__init__(limits)
         self._stream = stream
         self._fd = stream.socket.fileno()
         self._poller = poller
         self._watched = False
-        self._limits = limits
+        self._timeouts = limits
         self._handlers = handlers
         self._ingest = handlers.ingest
-        self._parser = httptools.HttpRequestParser(self)
-        self._ready: deque[Request] = deque()
         self._owed = False  # a request was begun whose answer is not written yet
         self._unsent = b""  # what is left of an answer that the socket did not take
-        self._rest: bytes | None = None  # what came after the head of a request that wants to upgrade
         self._refusal: Refusal | None = None  # said when everything before it is answered
         self._wake = trio.Event()
         self._closing = False  # the server stops: end when nothing is in hand
         self._last = False  # nothing more is taken: the peer is done, or a request was its last
         self._gone = False  # nothing can be read or written any more
-        self._began = False  # a request began in what was read last
-        self._reset()
+        # What the sweeper saw last, and since when: another list of headers is another request.
+        self._seen: tuple[int, Headers] = (_IDLE, self._headers)
+        self._seen_since = math.inf
+
+    def peer(self) -> str:
+        """See `adapters.http.reader.Reader`."""
+        address = self._stream.socket.getpeername()
+        return str(address[0]) if isinstance(address, tuple) else ""
 
     def close_when_idle(self) -> None:
         """End after the request in hand; at once when there is none."""
@@ -115,7 +102,7 @@ class Connection:
                 self._unwatch()
                 await self._catch_up()
             if self._refusal is not None and not self._gone and not self._last:
-                await self._stream.send_all(self._refusal.answer)
+                await self._send(self._refusal.answer)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the peer is gone; what it was owed it will ask for again
         finally:
@@ -126,7 +113,7 @@ class Connection:
     @property
     def _readable(self) -> bool:
         """Whether more may be read: not past the end, and no more than one request ahead of an answer that is owed."""
-        if self._gone or self._last or self._refusal is not None:
+        if self._gone or self._last or self._expects or self._refusal is not None:
             return False
         # What follows a request to upgrade belongs to whom it is handed over.
         return self._rest is None and not (self._owed and self._ready)
@@ -192,7 +179,7 @@ class Connection:
         if self._rest is not None and alone:
             return False
         self._owed = True
-        if not self._ingest(request, self._reply):
+        if not self._ingest(request, partial(self._reply_to, request) if self._old else self._reply):
             self._owed = False
             return False
         self._last = self._last or not request.keep_alive
@@ -215,8 +202,11 @@ class Connection:
             self._wake.set()
             return
         self._owed = False
-        if self._ready or self._last or self._closing or self._refusal is not None:
+        if self._ready or self._last or self._closing or self._expects or self._refusal is not None:
             self._wake.set()
+
+    def _reply_to(self, request: Request, data: bytes) -> None:
+        self._reply(kept(data) if request.version == "1.0" and request.keep_alive else data)
 
     # --- in the connection's own task
 
@@ -224,137 +214,74 @@ class Connection:
         """Do what could not be done in passing: the rest of an answer, and requests that are not of the hot path."""
         if self._unsent:
             unsent, self._unsent = self._unsent, b""
-            await self._stream.send_all(unsent)
+            await self._send(unsent)
             self._owed = False
         while self._ready and not self._owed and not self._gone:
             request = self._ready[0]
             if self._begin(request):
                 self._ready.popleft()
                 continue
-            if self._rest is not None and len(self._ready) == 1:
-                try:
+            try:
+                if self._rest is not None and len(self._ready) == 1:
                     await self._handlers.upgrade(request, self._rest, self._stream)
-                except Refusal as refusal:
-                    self._refusal = refusal
-                else:
                     self._gone = True
-            else:
-                await self._stream.send_all(await self._handlers.other(request))
-                self._last = self._last or not request.keep_alive
+                else:
+                    data = await self._handlers.other(request)
+                    await self._send(kept(data) if request.version == "1.0" and request.keep_alive else data)
+                    self._last = self._last or not request.keep_alive
+            except Refusal as refusal:
+                self._refusal = refusal
+                self._ready.clear()
+                return
             self._ready.popleft()
+        if self._expects and self._refusal is None and not (self._owed or self._gone):
+            self._expects = False
+            await self._send(_CONTINUE)
 
-    def _feed(self, data: memoryview) -> None:
-        """Parse what was read into `_ready`, or raise Refusal."""
-        self._began = False
+    async def _send(self, data: bytes) -> None:
+        """Write as fast as the peer reads; one that has stopped reading ends here, as if it were gone."""
+        left = len(data)
+        self._handlers.unsent_bytes += left
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._rest = bytes(data[upgrade.args[0] :])
-        except httptools.HttpParserCallbackError as wrapped:
-            if isinstance(wrapped.__context__, Refusal):
-                raise wrapped.__context__ from None
-            raise
-        except httptools.HttpParserError as fault:
-            raise Refusal(400, "malformed", f"not HTTP/1.1: {fault}") from None
-        if self._begun and not self._began:
-            self._fed += len(data)  # what it began with is not counted: other requests may have come before it
-            self._check_coding()
+            with memoryview(data) as view:
+                for at in range(0, len(data), _PIECE):
+                    with trio.move_on_after(self._timeouts.idle_timeout_s) as patience:
+                        await self._stream.send_all(view[at : at + _PIECE])
+                    if patience.cancelled_caught:
+                        raise trio.BrokenResourceError("the peer does not read")
+                    taken = min(left, _PIECE)
+                    left -= taken
+                    self._handlers.unsent_bytes -= taken
+        finally:
+            self._handlers.unsent_bytes -= left
 
-    # --- httptools callbacks
+    # --- in the sweeper's task
 
-    def _reset(self) -> None:
-        self._target = b""
-        self._headers: Headers = []
-        self._version = "1.1"
-        self._content_type: bytes | None = None
-        self._content_encoding: bytes | None = None
-        self._body = b""
-        self._more: list[bytes] = []  # pieces of the body after the first
-        self._size = 0  # of the body
-        self._fed = 0  # bytes after those that it began with
-        self._head_complete = False
-        self._begun = False  # bytes of a request that is not complete yet have come
+    def sweep(self, now: float) -> int:
+        """End what has waited too long for its peer; returns the bytes of body that an incomplete request holds.
 
-    def on_message_begin(self) -> None:
-        """A request begins."""
-        self._begun = self._began = True
+        ``now`` is trio's clock. A wait is timed from the first sweep that sees it.
+        """
+        if self._gone or self._refusal is not None:
+            return 0
+        state = _BODY if self._head_complete else _HEAD if self._begun else _IDLE
+        if self._owed or self._ready:
+            state = _US
+        if self._seen[0] != state or self._seen[1] is not self._headers or self._seen_since > now:
+            self._seen = (state, self._headers)
+            self._seen_since = now
+            return self._size
+        waited = now - self._seen_since
+        if state == _IDLE and waited >= self._timeouts.idle_timeout_s:
+            self._gone = True
+            self._wake.set()
+        elif state == _HEAD and waited >= self._timeouts.header_timeout_s:
+            self.refuse(Refusal(408, "timeout", "the headers took longer than http.header_timeout_s"))
+        elif state == _BODY and waited >= self._timeouts.body_timeout_s:
+            self.refuse(Refusal(408, "timeout", "the body took longer than http.body_timeout_s"))
+        return self._size
 
-    def on_url(self, url: bytes) -> None:
-        """A piece of the target."""
-        self._target += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """One header. Trailers of a chunked body come here too; nothing needs them."""
-        if self._head_complete:
-            return
-        self._headers.append((name.lower(), value))
-
-    def on_headers_complete(self) -> None:
-        """Everything but the body is there: refuse what must not go on."""
-        self._head_complete = True
-        size = len(self._target)
-        host = None
-        hosts = 0
-        for name, value in self._headers:
-            size += len(name) + len(value) + 4
-            if name == b"host":
-                hosts += 1
-                host = value
-            elif name == b"content-type":
-                self._content_type = value
-            elif name in _RARE:
-                self._note_rare(name, value)
-        self._check_head(size)
-        version = self._version = self._parser.get_http_version()
-        if version not in ("1.1", "1.0"):
-            raise Refusal(400, "malformed", f"HTTP/{version} is not spoken here")
-        if hosts != 1 and (hosts or version != "1.0"):
-            raise Refusal(400, "malformed", "exactly one Host header is needed")
-        if host is not None and not self._limits.allows_host(host):
-            raise Refusal(421, "misdirected", "this host name is not served here; see http.allowed_hosts")
-
-    def _note_rare(self, name: bytes, value: bytes) -> None:
-        if name == b"content-encoding":
-            self._content_encoding = value
-        elif name == b"transfer-encoding":
-            if self._parser.get_http_version() == "1.0":  # a proxy between may frame it by Content-Length instead
-                raise Refusal(400, "malformed", "HTTP/1.0 has no Transfer-Encoding")
-        elif self._limits.refuse_forwarded:
-            raise Refusal(403, "forwarded", "forwarded requests need auth.allow_open_network while auth.mode is open")
-
-    def on_body(self, body: bytes) -> None:
-        """A piece of the body, after chunked coding is undone."""
-        self._size += len(body)
-        if self._size > self._limits.max_body_bytes:
-            limit = self._limits.max_body_bytes
-            raise Refusal(413, "body_too_large", f"the body is larger than http.max_body_bytes ({limit})")
-        if self._body:
-            self._more.append(body)
-        else:
-            self._body = body
-
-    def on_message_complete(self) -> None:
-        """A request is whole."""
-        self._ready.append(
-            Request(
-                self._parser.get_method(),
-                self._target,
-                self._headers,
-                b"".join((self._body, *self._more)) if self._more else self._body,
-                self._parser.should_keep_alive(),
-                self._version,
-                self._content_type,
-                self._content_encoding,
-            )
-        )
-        self._reset()
-
-    def _check_coding(self) -> None:
-        """What came of a request that is not body: its head, the framing of its chunks, its trailers."""
-        body = self._size if self._head_complete else 0
-        self._check_head(self._fed - body - _CODING * body)
-
-    def _check_head(self, size: int) -> None:
-        if size > self._limits.max_header_bytes:
-            limit = self._limits.max_header_bytes
-            raise Refusal(431, "headers_too_large", f"the headers are larger than http.max_header_bytes ({limit})")
+    def refuse(self, refusal: Refusal) -> None:
+        """End with this answer in the place of the one to the request that is not complete."""
+        self._refusal = refusal
+        self._wake.set()

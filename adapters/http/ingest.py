@@ -11,6 +11,7 @@ from engine.decode import Decoded, decode_body
 from engine.errors import MalformedError, OverLimitError, TooManyEventsError, UnavailableError
 from engine.ports import Intake
 
+from .inflate import InflatedTooLargeError, gunzip
 from .messages import CORS, PREFLIGHT, Request, answer, date_line, error, internal
 
 PATH: Final = b"/api/v1/events"
@@ -21,17 +22,29 @@ _encode: Final = msgspec.json.Encoder().encode
 # Takes the whole answer to one request, as bytes.
 Reply: TypeAlias = Callable[[bytes], None]
 
+# What a 415 for an encoding names (RFC 9110 section 12.5.3).
+_ACCEPTED: Final = b"accept-encoding: gzip\r\n"
+
 log = structlog.get_logger("ingest")
 
 _ONE: Final = [True]
 
 
+class _UnknownTypeError(Exception):
+    """A ``Content-Type`` that is not understood."""
+
+
+class _UnknownCodingError(Exception):
+    """The content-encoding is none that is understood."""
+
+
 class Ingest:
     """Answers requests for the ingest endpoint, through ``reply``: a POST when its commit is on the disk."""
 
-    def __init__(self, intake: Intake, *, max_events: int, clock: WallClock) -> None:
+    def __init__(self, intake: Intake, *, max_events: int, max_body_bytes: int, clock: WallClock) -> None:
         self._intake = intake
         self._max_events = max_events
+        self.max_body_bytes = max_body_bytes
         self._clock = clock
         self._date = b""
         self._one = b""
@@ -54,20 +67,13 @@ class Ingest:
 
     def _post(self, request: Request, reply: Reply) -> None:
         kind = request.content_type or _JSON
-        if kind != _JSON:
-            kind = kind.partition(b";")[0].strip().lower() or _JSON
-            if kind not in (_JSON, _NDJSON):
-                message = "content-type must be application/json or application/x-ndjson"
-                reply(_error(request, 415, "unsupported_media_type", message))
-                return
-        coding = request.content_encoding
-        if coding is not None and coding.strip().lower() not in (b"identity", b""):
-            reply(_error(request, 415, "unsupported_encoding", "send the body as it is, without content-encoding"))
-            return
+        body = request.body
         try:
-            decoded = decode_body(
-                request.body, ndjson=kind == _NDJSON, received_at=self._clock(), max_events=self._max_events
-            )
+            if kind != _JSON:
+                kind = _media_type(kind)
+            if request.content_encoding is not None:
+                body = self._decompressed(request.content_encoding, body)
+            decoded = decode_body(body, ndjson=kind == _NDJSON, received_at=self._clock(), max_events=self._max_events)
             if not decoded.events:
                 reply(answer(422, _encode(_refusal(decoded)), headers=CORS, keep_alive=request.keep_alive))
                 return
@@ -89,12 +95,28 @@ class Ingest:
                     reply(answer(422, _encode(_refusal(decoded)), headers=CORS, keep_alive=request.keep_alive))
                     return
                 self._intake.accept(decoded.events, settle)
+        except _UnknownTypeError:
+            message = "content-type must be application/json or application/x-ndjson"
+            reply(_error(request, 415, "unsupported_media_type", message))
+        except _UnknownCodingError:
+            reply(_error(request, 415, "unsupported_encoding", "content-encoding must be gzip, or none", _ACCEPTED))
+        except InflatedTooLargeError:
+            message = f"the body is inflated larger than http.max_body_bytes ({self.max_body_bytes})"
+            reply(_error(request, 413, "body_too_large", message))
         except MalformedError as fault:
             reply(_error(request, 400, "malformed", str(fault)))
         except TooManyEventsError as fault:
             reply(_error(request, 413, "too_many_events", str(fault)))
         except UnavailableError as fault:
             reply(_unavailable(request, fault))
+
+    def _decompressed(self, coding: bytes, body: bytes) -> bytes:
+        name = coding.strip().lower()
+        if name in (b"gzip", b"x-gzip"):
+            return gunzip(body, self.max_body_bytes)
+        if name in (b"identity", b""):
+            return body
+        raise _UnknownCodingError
 
     def _one_accepted(self) -> bytes:
         """The most frequent answer by far, as real clients send one event in an array; it changes with its date."""
@@ -103,6 +125,14 @@ class Ingest:
             self._date = date
             self._one = answer(202, _encode(_receipt(Decoded([], [], single=False), _ONE)), headers=CORS)
         return self._one
+
+
+def _media_type(header: bytes) -> bytes:
+    """The media type without its parameters; raises _UnknownTypeError when it is none that we take."""
+    kind = header.partition(b";")[0].strip().lower() or _JSON
+    if kind not in (_JSON, _NDJSON):
+        raise _UnknownTypeError
+    return kind
 
 
 def _error(request: Request, status: int, code: str, message: str, headers: bytes = b"") -> bytes:

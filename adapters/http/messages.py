@@ -31,6 +31,8 @@ class Request(msgspec.Struct, gc=False):
     version: str = "1.1"  # or "1.0"
     content_type: bytes | None = None
     content_encoding: bytes | None = None
+    scheme: str = "http"  # or "https", where a trusted proxy says so
+    client: str = ""  # address, where a trusted proxy tells it
 
     @property
     def path(self) -> bytes:
@@ -70,6 +72,11 @@ def answer(
     close = b"" if keep_alive else b"connection: close\r\n"
     head = b"%b%b%b%b%b%b\r\n" % (_STATUS_LINES[status], date_line(), typed, length, headers, close)
     return head + body if with_body else head
+
+
+def kept(data: bytes) -> bytes:
+    """An answer that says to an HTTP/1.0 client that the connection is kept, as it asked for."""
+    return data.replace(b"\r\n", b"\r\nconnection: keep-alive\r\n", 1)
 
 
 def internal(request: Request, headers: bytes = b"") -> bytes:

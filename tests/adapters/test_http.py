@@ -115,10 +115,14 @@ class Edge:
             "refuse_forwarded": False,
             "max_header_bytes": MAX_HEADER,
             "max_body_bytes": MAX_BODY,
+            "max_connections": 1000,
+            "idle_timeout_s": 60,
+            "header_timeout_s": 60,
+            "body_timeout_s": 60,
         }
         self.stream = StreamEndpoint(self.live)
         self.server = HttpServer(
-            Ingest(self.intake, max_events=100, clock=lambda: NOW),
+            Ingest(self.intake, max_events=100, max_body_bytes=MAX_BODY, clock=lambda: NOW),
             AsgiBridge(application),
             self.stream.serve,
             **{"host": "127.0.0.1", "port": 0, **limits, **settings},

@@ -2,6 +2,8 @@
 
 import json
 import re
+import time
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -691,3 +693,15 @@ def test_more_of_a_body_may_be_rejected_by_the_place_in_what_was_left():
     assert [event.user_id for event in decoded.events] == ["b"]
     assert [each.index for each in decoded.rejected] == [0, 1, 2, 4]
     assert [(each.error, each.event_id) for each in decoded.rejected[1::2]] == [("full", "e1"), ("full too", None)]
+
+
+def test_lines_past_the_limit_are_not_looked_at():
+    """A body of nothing but bad lines would hold up everybody else for seconds."""
+
+    def took(lines):
+        began = time.perf_counter()
+        with suppress(TooManyEventsError):
+            decode_body(b"{\n" * lines, ndjson=True, received_at=0, max_events=1000)
+        return time.perf_counter() - began
+
+    assert min(took(200_000) for _ in range(3)) < 20 * min(took(1000) for _ in range(3))
