@@ -12,6 +12,7 @@ import structlog
 import trio
 
 from engine.errors import StoreRefusedError, StoreUnavailableError
+from engine.measures import Histogram
 from engine.ports import Flush, Journal, Store
 from engine.watermark import Watermark
 
@@ -66,6 +67,7 @@ class StoreWriter:
         self._finishing = trio.Event()
         # The rows' and the snapshots' offset: of the store, once it was asked; what was trimmed is stored for sure.
         self.offset = self._floor = journal.trimmed_to
+        self.flush_times = Histogram()
         self._fault: str | None = "not reached yet"
         self._due = 0  # states that changed at or before this seq are due
         self._due_again = -math.inf  # trio time at which it moves on
@@ -166,6 +168,7 @@ class StoreWriter:
         letters = self._dead_letters.take_all()
         if not (commits or actors or notebooks or letters):
             return Flushed.NOTHING
+        began = trio.current_time()
         try:
             snapshots = [actor.snapshot() for actor in actors]
             floor = max(self._floor, self._dirty.floor(self._watermark.value, with_taken=False))
@@ -189,6 +192,7 @@ class StoreWriter:
             for seq, letter in letters.items():
                 self._dead_letters.put(seq, letter)
             raise
+        self.flush_times.observe(trio.current_time() - began)
         self._dirty.stored()
         for actor, snapshot in zip(actors, snapshots, strict=True):
             actor.stored(snapshot.profile)

@@ -27,6 +27,7 @@ from adapters.http.ingest import Ingest
 from adapters.http.server import HttpServer
 from adapters.journal import SqliteJournal
 from adapters.lock import DirectoryLock
+from adapters.metrics import CONTENT_TYPE, Metrics
 from adapters.postgres.probe import migrate_database, server_version
 from adapters.postgres.queries import PostgresQueries
 from adapters.postgres.store import PostgresStore
@@ -34,10 +35,12 @@ from adapters.systemd import Manager
 from adapters.websocket import StreamEndpoint
 from config import Reloader, Settings
 from config.settings import EMBEDDED
+from engine.catalog import Sources, catalog
 from engine.clock import wall_clock
 from engine.dirty import DirtyUsers
 from engine.errors import ClasspulseError, StartError, flatten
 from engine.health import Health
+from engine.measures import Histograms
 from engine.view import Thresholds
 from engine.watermark import Watermark
 
@@ -259,8 +262,9 @@ def _assemble(
     context = SessionContext(
         journal.id.hex, int(settings.session.idle_timeout_s * 1000), dirty, mailboxes, set(), journal
     )
-    store = PostgresStore(dsn, apply_migrations=settings.postgres.migrate, clock=wall_clock)
-    queries = PostgresQueries(dsn)
+    queried, answered = Histograms(), Histograms()
+    store = PostgresStore(dsn, apply_migrations=settings.postgres.migrate, clock=wall_clock, times=queried)
+    queries = PostgresQueries(dsn, queried)
     past = watermark.open(journal.last_seq, 1)  # recovery's share: all that is in the journal already
     router = Router(journal, context, watermark, retire_after_ms=retire_after_ms, clock=wall_clock)
     recovery = Recovery(
@@ -290,9 +294,24 @@ def _assemble(
     )
     stream = StreamEndpoint(broadcaster, origins=settings.http.cors_origins)
     health = Health(lambda: journal.health, store, lambda: writer.health)
+    ingest = Ingest(router, max_events=settings.http.max_batch_events, clock=wall_clock, times=answered)
+    sources = Sources(
+        store.name, journal, ingest, router, writer, stream, mailboxes, [store, queries], queried, answered
+    )
+    metrics = Metrics(catalog(sources))
     server = HttpServer(
-        Ingest(router, max_events=settings.http.max_batch_events, clock=wall_clock),
-        AsgiBridge(api(broadcaster, queries, health, ready, settings.http.cors_origins)),
+        ingest,
+        AsgiBridge(
+            api(
+                broadcaster,
+                queries,
+                health,
+                ready=ready,
+                metrics=lambda: (metrics.text(), CONTENT_TYPE),
+                cors_origins=settings.http.cors_origins,
+                times=answered,
+            )
+        ),
         stream.serve,
         host=settings.http.host,
         port=settings.http.port,

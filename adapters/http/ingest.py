@@ -1,6 +1,7 @@
 """``POST /api/v1/events``: the hot path. 202 only after the commit that holds the events."""
 
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -9,6 +10,7 @@ import structlog
 from engine.clock import WallClock
 from engine.decode import Decoded, decode_body
 from engine.errors import MalformedError, TooManyEventsError, UnavailableError
+from engine.measures import Histograms
 from engine.ports import Intake
 
 from .messages import CORS, PREFLIGHT, Request, answer, date_line, error, internal
@@ -29,12 +31,16 @@ _ONE: Final = [True]
 class Ingest:
     """Answers requests for the ingest endpoint, through ``reply``: a POST when its commit is on the disk."""
 
-    def __init__(self, intake: Intake, *, max_events: int, clock: WallClock) -> None:
+    def __init__(self, intake: Intake, *, max_events: int, clock: WallClock, times: Histograms | None = None) -> None:
         self._intake = intake
         self._max_events = max_events
         self._clock = clock
         self._date = b""
         self._one = b""
+        self._times = Histograms() if times is None else times
+        self._route = PATH.decode()
+        self._accepted = self._times.of(self._route, "202")
+        self.rejected = self.refused = 0  # events since the start: not valid, or not taken now
 
     def take(self, request: Request, reply: Reply) -> bool:
         """Take one request; False: it is for another. ``reply`` is called once with the whole answer, now or later."""
@@ -53,41 +59,58 @@ class Ingest:
         return True
 
     def _post(self, request: Request, reply: Reply) -> None:
+        began = monotonic()
         kind = request.content_type or _JSON
         if kind != _JSON:
             kind = kind.partition(b";")[0].strip().lower() or _JSON
             if kind not in (_JSON, _NDJSON):
                 message = "content-type must be application/json or application/x-ndjson"
-                reply(_error(request, 415, "unsupported_media_type", message))
+                self._tell(reply, began, _error(request, 415, "unsupported_media_type", message))
                 return
         coding = request.content_encoding
         if coding is not None and coding.strip().lower() not in (b"identity", b""):
-            reply(_error(request, 415, "unsupported_encoding", "send the body as it is, without content-encoding"))
+            self._tell(
+                reply,
+                began,
+                _error(request, 415, "unsupported_encoding", "send the body as it is, without content-encoding"),
+            )
             return
         try:
             decoded = decode_body(
                 request.body, ndjson=kind == _NDJSON, received_at=self._clock(), max_events=self._max_events
             )
+            if decoded.rejected:
+                self.rejected += len(decoded.rejected)
             if not decoded.events:
-                reply(answer(422, _encode(_refusal(decoded)), headers=CORS, keep_alive=request.keep_alive))
+                self._tell(
+                    reply, began, answer(422, _encode(_refusal(decoded)), headers=CORS, keep_alive=request.keep_alive)
+                )
                 return
 
             def settle(outcome: list[bool] | UnavailableError) -> None:
                 if isinstance(outcome, UnavailableError):
-                    reply(_unavailable(request, outcome))
+                    self.refused += len(decoded.events)
+                    self._tell(reply, began, _unavailable(request, outcome))
                 elif outcome == _ONE and not (decoded.single or decoded.rejected) and request.keep_alive:
                     reply(self._one_accepted())
+                    self._accepted.observe(monotonic() - began)
                 else:
                     body = _encode(_receipt(decoded, outcome))
-                    reply(answer(202, body, headers=CORS, keep_alive=request.keep_alive))
+                    self._tell(reply, began, answer(202, body, headers=CORS, keep_alive=request.keep_alive))
 
-            self._intake.accept(decoded.events, settle)
+            try:
+                self._intake.accept(decoded.events, settle)
+            except UnavailableError as fault:
+                settle(fault)
         except MalformedError as fault:
-            reply(_error(request, 400, "malformed", str(fault)))
+            self._tell(reply, began, _error(request, 400, "malformed", str(fault)))
         except TooManyEventsError as fault:
-            reply(_error(request, 413, "too_many_events", str(fault)))
-        except UnavailableError as fault:
-            reply(_unavailable(request, fault))
+            self._tell(reply, began, _error(request, 413, "too_many_events", str(fault)))
+
+    def _tell(self, reply: Reply, began: float, data: bytes) -> None:
+        """Any answer but the most frequent."""
+        reply(data)
+        self._times.of(self._route, data[9:12].decode()).observe(monotonic() - began)
 
     def _one_accepted(self) -> bytes:
         """The most frequent answer by far, as real clients send one event in an array; it changes with its date."""
