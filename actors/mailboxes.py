@@ -23,6 +23,7 @@ class Mailboxes:
     """From the router and the session actors, to whom it may concern."""
 
     def __init__(self) -> None:
+        self.buried = 0  # dead letters since the start
         # To the broadcaster: students that changed, notebooks that were resized, students that retired.
         self.changed: ConflatingMailbox[UserKey, SessionActor] = ConflatingMailbox()
         self.resized: ConflatingMailbox[tuple[str, str], None] = ConflatingMailbox()

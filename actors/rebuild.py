@@ -66,6 +66,7 @@ def bury(mailboxes: Mailboxes, seq: int, event: Event, error: Exception) -> None
 
 def leave_letter(mailboxes: Mailboxes, letter: DeadLetter) -> None:
     """Put a dead letter where the store's writer finds it, if there is room."""
+    mailboxes.buried += 1
     if len(mailboxes.dead_letters) < _MAX_DEAD_LETTERS:
         mailboxes.dead_letters.put(letter.seq, letter)
 

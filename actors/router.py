@@ -52,6 +52,18 @@ class Router:
         self.cohorts: dict[str, Cohort] = {}
         self._admission = Admission(limits, self.users, self.cohorts, context.mailboxes)
 
+    # --- for metrics
+
+    @property
+    def actors(self) -> int:
+        """Students in memory."""
+        return len(self.users)
+
+    @property
+    def waiting(self) -> int:
+        """Deliveries in the mailboxes of all of them."""
+        return sum(actor.waiting for actor in self.users.values())
+
     # --- the edge's side
 
     def accept(self, events: list[Event], settle: Settle) -> None:

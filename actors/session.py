@@ -123,6 +123,11 @@ class SessionActor:
         """Whether nothing waits to be applied."""
         return not len(self._mailbox)
 
+    @property
+    def waiting(self) -> int:
+        """Deliveries in its mailbox."""
+        return len(self._mailbox)
+
     def retire(self) -> None:
         """Let `run` return."""
         self._mailbox.close()

@@ -13,6 +13,7 @@ import trio
 
 from engine.errors import StoreDataError, StoreRefusedError, StoreUnavailableError
 from engine.event import UserKey
+from engine.measures import Histogram
 from engine.ports import Flush, Journal, Store
 from engine.watermark import Watermark
 
@@ -72,6 +73,7 @@ class StoreWriter:
         self._finishing = trio.Event()
         # The rows' and the snapshots' offset: of the store, once it was asked; what was trimmed is stored for sure.
         self.offset = self._floor = journal.trimmed_to
+        self.flush_times = Histogram()
         self._fault: str | None = "not reached yet"
         self._due = 0  # states that changed at or before this seq are due
         self._due_again = -math.inf  # trio time at which it moves on
@@ -175,6 +177,7 @@ class StoreWriter:
         letters = self._dead_letters.take_all()
         if not (commits or actors or notebooks or letters):
             return Flushed.NOTHING
+        began = trio.current_time()
         try:
             snapshots = [actor.snapshot() for actor in actors]
             floor = max(self._floor, self._dirty.floor(self._watermark.value, with_taken=False))
@@ -197,6 +200,7 @@ class StoreWriter:
             for seq, letter in letters.items():
                 self._dead_letters.put(seq, letter)
             raise
+        self.flush_times.observe(trio.current_time() - began)
         self._dirty.stored()
         for actor, snapshot in zip(actors, snapshots, strict=True):
             if actor.key in refused:

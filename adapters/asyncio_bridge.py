@@ -14,6 +14,7 @@ import trio
 import trio_asyncio
 
 from engine.errors import StoreDataError, StoreRefusedError, StoreUnavailableError
+from engine.measures import Histograms
 
 # Seconds until a server that does not answer a connect counts as away.
 _CONNECT_S: Final = 5
@@ -42,18 +43,26 @@ def from_timestamptz(value: int) -> int:
     return value // 1000 + _POSTGRES_EPOCH_MS
 
 
+# The metrics' name for where these connections lead.
+_DATABASE: Final = "postgresql"
+
+
 class Connection:
     """One PostgreSQL connection. A ``timestamptz`` is what it is on the wire: an int, see `to_timestamptz`.
 
     Half the cost of a COPY was datetimes made only to be encoded (docs/performance.md).
     """
 
-    def __init__(self, raw: "asyncpg.Connection[Any]") -> None:
+    def __init__(self, raw: "asyncpg.Connection[Any]", times: Histograms | None) -> None:
         self._raw = raw
+        self._times = Histograms() if times is None else times
 
     @classmethod
-    async def connect(cls, dsn: str) -> Self:
-        """Raises StoreUnavailableError when the server is away, StoreRefusedError when it will not have us."""
+    async def connect(cls, dsn: str, times: Histograms | None = None) -> Self:
+        """``times`` gets how long queries take, by their type.
+
+        Raises StoreUnavailableError when the server is away, StoreRefusedError when it will not have us.
+        """
         with _errors(dsn):
             raw = await trio_asyncio.aio_as_trio(asyncpg.connect)(
                 dsn,
@@ -64,7 +73,7 @@ class Connection:
             await trio_asyncio.aio_as_trio(raw.set_builtin_type_codec)(
                 "timestamptz", schema="pg_catalog", codec_name="bigint", format="binary"
             )
-        return cls(raw)
+        return cls(raw, times)
 
     @property
     def closed(self) -> bool:
@@ -73,18 +82,27 @@ class Connection:
 
     async def execute(self, query: str, *args: Any) -> str:
         """Run a statement; returns its command tag."""
-        with _errors():
+        with self._query(query), _errors():
             return str(await trio_asyncio.aio_as_trio(self._raw.execute)(query, *args))
 
     async def fetch(self, query: str, *args: Any) -> list[Any]:
         """Rows, readable by index and by name."""
-        with _errors():
+        with self._query(query), _errors():
             return list(await trio_asyncio.aio_as_trio(self._raw.fetch)(query, *args))
 
     async def copy(self, table: str, columns: Sequence[str], records: Iterable[tuple[Any, ...]]) -> None:
         """Binary COPY into a table."""
-        with _errors():
+        with self._query("copy"), _errors():
             await trio_asyncio.aio_as_trio(self._raw.copy_records_to_table)(table, records=records, columns=columns)
+
+    @contextmanager
+    def _query(self, query: str) -> Iterator[None]:
+        """Time what it takes, failures too: a query that times out is one that an operator wants to see."""
+        began = trio.current_time()
+        try:
+            yield
+        finally:
+            self._times.of(_DATABASE, query.split(None, 1)[0].lower()).observe(trio.current_time() - began)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[None]:

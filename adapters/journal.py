@@ -31,6 +31,7 @@ from engine.clock import WallClock
 from engine.dedupe import DedupeWindow, Digester
 from engine.errors import StartError, UnavailableError
 from engine.event import Commit, Event, PackedCommit
+from engine.measures import Histogram
 from engine.ports import CommitSink, Settle
 
 _FORMAT: Final = "1"
@@ -108,6 +109,8 @@ class SqliteJournal:
         self.last_seq = 0
         self.trimmed_to = 0
         self.payload_bytes = 0
+        self.accepted = self.duplicates = 0  # events, since the start
+        self.commit_times = Histogram()
 
     def open(self) -> None:
         """Create or recover it. Raises StartError when the file is not a journal that this version can read."""
@@ -238,6 +241,7 @@ class SqliteJournal:
                     batch.digests.append(value)
                 else:
                     is_new = False
+                    self.duplicates += 1
             fresh.append(is_new)
             if is_new:
                 batch.events.append(event)
@@ -267,6 +271,7 @@ class SqliteJournal:
             self._committing = [batch]
             ended = [batch]
             commit = Commit(self.last_seq + 1, self._clock(), batch.events)
+            began = time.monotonic()
             try:
                 size = await trio.to_thread.run_sync(self._commit, commit, batch.digests, limiter=self._limiter)
             except sqlite3.Error as error:
@@ -279,6 +284,8 @@ class SqliteJournal:
                     lost.error = UnavailableError(self._commit_fault, retry_after_s=5)
             else:
                 self._commit_fault = None
+                self.commit_times.observe(time.monotonic() - began)
+                self.accepted += len(batch.events)
                 self.last_seq += len(batch.events)
                 self.payload_bytes += size
                 self._window.add(commit.received_at, batch.digests)

@@ -36,8 +36,19 @@ class StreamEndpoint:
         self._feed = feed
         self._origins = origins
         self._heartbeat_s = heartbeat_s
-        self._open: set[WebSocketConnection] = set()
+        self._open: dict[WebSocketConnection, Outbox] = {}
+        self._conflated = 0  # by subscribers that are gone
         self._closing = False
+
+    @property
+    def subscribers(self) -> int:
+        """How many are connected."""
+        return len(self._open)
+
+    @property
+    def conflated(self) -> int:
+        """Frames that were dropped because readers were slow, since the start."""
+        return self._conflated + sum(outbox.conflated for outbox in self._open.values())
 
     async def serve(self, request: Request, rest: bytes, stream: trio.SocketStream) -> None:
         """One subscriber, from the parsed upgrade request on; ``rest`` came in the same segment.
@@ -85,7 +96,7 @@ class StreamEndpoint:
             await _close(socket, CloseReason.SERVICE_RESTART, "restarting")
             return
         outbox = self._feed.connect()
-        self._open.add(socket)
+        self._open[socket] = outbox
         try:
             async with trio.open_nursery() as tasks:
                 tasks.start_soon(self._heartbeat, socket, tasks.cancel_scope)
@@ -93,8 +104,9 @@ class StreamEndpoint:
                 await _receive(socket, outbox)
                 tasks.cancel_scope.cancel()
         finally:
-            self._open.discard(socket)
+            del self._open[socket]
             outbox.close()
+            self._conflated += outbox.conflated
 
     async def _heartbeat(self, socket: WebSocketConnection, scope: trio.CancelScope) -> None:
         while True:

@@ -29,6 +29,7 @@ from adapters.http.ingest import Ingest
 from adapters.http.server import HttpServer
 from adapters.journal import SqliteJournal
 from adapters.lock import DirectoryLock
+from adapters.metrics import CONTENT_TYPE, Metrics
 from adapters.postgres.probe import migrate_database, server_version
 from adapters.postgres.queries import PostgresQueries
 from adapters.postgres.store import PostgresStore
@@ -36,10 +37,12 @@ from adapters.systemd import Manager
 from adapters.websocket import StreamEndpoint
 from config import Reloader, Settings
 from config.settings import EMBEDDED
+from engine.catalog import Sources, catalog
 from engine.clock import wall_clock
 from engine.dirty import DirtyUsers
 from engine.errors import ClasspulseError, StartError, flatten
 from engine.health import Health
+from engine.measures import Histograms
 from engine.ports import Retention
 from engine.view import Thresholds
 from engine.watermark import Watermark
@@ -264,8 +267,9 @@ def _assemble(
     context = SessionContext(
         journal.id.hex, int(settings.session.idle_timeout_s * 1000), dirty, mailboxes, set(), journal
     )
-    store = PostgresStore(dsn, apply_migrations=settings.postgres.migrate, clock=wall_clock)
-    queries = PostgresQueries(dsn)
+    queried, answered = Histograms(), Histograms()
+    store = PostgresStore(dsn, apply_migrations=settings.postgres.migrate, clock=wall_clock, times=queried)
+    queries = PostgresQueries(dsn, queried)
     past = watermark.open(journal.last_seq, 1)  # recovery's share: all that is in the journal already
     limits = Limits(settings.limits.users_per_class, settings.limits.notebooks_per_class)
     router = Router(journal, context, watermark, limits=limits, retire_after_ms=retire_after_ms, clock=wall_clock)
@@ -304,9 +308,30 @@ def _assemble(
     http = settings.http
     own_origin = (http.public_url.rstrip("/").lower(),) if http.public_url else ()
     stream = StreamEndpoint(broadcaster, origins=(*http.cors_origins, *own_origin))
+    ingest = Ingest(
+        router,
+        max_events=http.max_batch_events,
+        max_body_bytes=http.max_body_bytes,
+        clock=wall_clock,
+        times=answered,
+    )
+    sources = Sources(
+        store.name, journal, ingest, router, writer, stream, mailboxes, [store, queries], queried, answered
+    )
+    metrics = Metrics(catalog(sources))
     server = HttpServer(
-        Ingest(router, max_events=http.max_batch_events, max_body_bytes=http.max_body_bytes, clock=wall_clock),
-        AsgiBridge(api(broadcaster, queries, health, ready, http.cors_origins)),
+        ingest,
+        AsgiBridge(
+            api(
+                broadcaster,
+                queries,
+                health,
+                ready=ready,
+                metrics=lambda: (metrics.text(), CONTENT_TYPE),
+                cors_origins=http.cors_origins,
+                times=answered,
+            )
+        ),
         stream.serve,
         host=http.host,
         port=http.port,

@@ -185,6 +185,10 @@ class Outbox(Protocol):
     def unsubscribe(self, topic: str) -> None:
         """No more frames of this topic."""
 
+    @property
+    def conflated(self) -> int:
+        """How many frames were dropped because its reader was slow."""
+
     async def next_frame(self) -> str:
         """Wait for the next frame to send, as JSON text."""
 

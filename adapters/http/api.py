@@ -8,6 +8,7 @@ from typing import Any, Final
 from uuid import UUID
 
 import msgspec
+import trio
 from starlette.applications import Starlette
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
@@ -16,10 +17,12 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.clock import rfc3339
 from engine.decode import DEFAULT_CLASS, is_class_id, tidy_user_id
 from engine.errors import StoreRefusedError, StoreUnavailableError
+from engine.measures import Histograms
 from engine.ports import LiveFeed, SessionQueries, SessionRow
 
 MAX_LIMIT: Final = 100  # sessions a page
@@ -44,24 +47,36 @@ register_url_convertor("user", _UserConvertor())
 # Tells the health of everything: {"status": …, "checks": {…}}.
 Health = Callable[[], Awaitable[dict[str, Any]]]
 Ready = Callable[[], bool]
+# Gives the metrics and their content type.
+MetricsText = Callable[[], tuple[bytes, str]]
 
 
 def api(
-    live: LiveFeed, queries: SessionQueries, health: Health, ready: Ready, cors_origins: Collection[str]
+    live: LiveFeed,
+    queries: SessionQueries,
+    health: Health,
+    *,
+    ready: Ready,
+    metrics: MetricsText,
+    cors_origins: Collection[str],
+    times: Histograms | None = None,
 ) -> Starlette:
-    """The ASGI application."""
-    routes = _Routes(live, queries, health, ready)
+    """The ASGI application. ``times`` gets how long answers take, by route and status."""
+    routes = _Routes(live, queries, health, ready, metrics)
+    served = [
+        Route("/api/v1/classes/{class_id}/overview", routes.overview),
+        Route("/api/v1/users/{user_id:user}/sessions", routes.user_sessions),
+        Route("/api/v1/health", routes.health),
+        Route("/livez", routes.livez),
+        Route("/readyz", routes.readyz),
+        Route("/metrics", routes.metrics),
+    ]
+    middleware = [Middleware(_Timed, routes=served, times=Histograms() if times is None else times)]
+    if cors_origins:
+        middleware.append(Middleware(CORSMiddleware, allow_origins=cors_origins, allow_methods=["GET"]))
     return Starlette(
-        routes=[
-            Route("/api/v1/classes/{class_id}/overview", routes.overview),
-            Route("/api/v1/users/{user_id:user}/sessions", routes.user_sessions),
-            Route("/api/v1/health", routes.health),
-            Route("/livez", routes.livez),
-            Route("/readyz", routes.readyz),
-        ],
-        middleware=[Middleware(CORSMiddleware, allow_origins=cors_origins, allow_methods=["GET"])]
-        if cors_origins
-        else [],
+        routes=served,
+        middleware=middleware,
         exception_handlers={
             HTTPException: _http_error,
             StoreUnavailableError: _store_error,
@@ -70,12 +85,39 @@ def api(
     )
 
 
+class _Timed:
+    """Takes the time of every answer, under its route's template: a path would be a metric a student."""
+
+    def __init__(self, app: ASGIApp, routes: Collection[Route], times: Histograms) -> None:
+        self._app = app
+        self._templates: dict[Any, str] = {route.endpoint: route.path_format for route in routes}
+        self._times = times
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        status = 500
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        began = trio.current_time()
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            route = self._templates.get(scope.get("endpoint"), "none")
+            self._times.of(route, str(status)).observe(trio.current_time() - began)
+
+
 class _Routes:
-    def __init__(self, live: LiveFeed, queries: SessionQueries, health: Health, ready: Ready) -> None:
+    def __init__(
+        self, live: LiveFeed, queries: SessionQueries, health: Health, ready: Ready, metrics: MetricsText
+    ) -> None:
         self._live = live
         self._queries = queries
         self._health = health
         self._ready = ready
+        self._metrics = metrics
 
     async def overview(self, request: Request) -> Response:
         class_id = _class_id(request.path_params["class_id"])
@@ -111,6 +153,10 @@ class _Routes:
 
     async def readyz(self, request: Request) -> Response:  # noqa: ARG002
         return _json({"status": "ready"}) if self._ready() else _json({"status": "not ready"}, 503)
+
+    async def metrics(self, request: Request) -> Response:  # noqa: ARG002
+        text, content_type = self._metrics()
+        return Response(text, headers={"content-type": content_type})
 
 
 def _session(user_id: str, class_id: str, row: SessionRow) -> dict[str, Any]:

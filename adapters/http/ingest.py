@@ -1,6 +1,7 @@
 """``POST /api/v1/events``: the hot path. 202 only after the commit that holds the events."""
 
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -9,6 +10,7 @@ import structlog
 from engine.clock import WallClock
 from engine.decode import Decoded, decode_body
 from engine.errors import MalformedError, OverLimitError, TooManyEventsError, UnavailableError
+from engine.measures import Histograms
 from engine.ports import Intake
 
 from .inflate import InflatedTooLargeError, gunzip
@@ -22,32 +24,43 @@ _encode: Final = msgspec.json.Encoder().encode
 # Takes the whole answer to one request, as bytes.
 Reply: TypeAlias = Callable[[bytes], None]
 
-# What a 415 for an encoding names (RFC 9110 section 12.5.3).
-_ACCEPTED: Final = b"accept-encoding: gzip\r\n"
-
 log = structlog.get_logger("ingest")
 
 _ONE: Final = [True]
 
 
-class _UnknownTypeError(Exception):
-    """A ``Content-Type`` that is not understood."""
+class _RefusedError(Exception):
+    """The whole request is answered with this error."""
 
-
-class _UnknownCodingError(Exception):
-    """The content-encoding is none that is understood."""
+    def __init__(self, status: int, code: str, message: str, headers: bytes = b"") -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.headers = headers
 
 
 class Ingest:
     """Answers requests for the ingest endpoint, through ``reply``: a POST when its commit is on the disk."""
 
-    def __init__(self, intake: Intake, *, max_events: int, max_body_bytes: int, clock: WallClock) -> None:
+    def __init__(
+        self,
+        intake: Intake,
+        *,
+        max_events: int,
+        max_body_bytes: int,
+        clock: WallClock,
+        times: Histograms | None = None,
+    ) -> None:
         self._intake = intake
         self._max_events = max_events
-        self.max_body_bytes = max_body_bytes
+        self.max_body_bytes = max_body_bytes  # may be changed while it runs
         self._clock = clock
         self._date = b""
         self._one = b""
+        self._times = Histograms() if times is None else times
+        self._route = PATH.decode()
+        self._accepted = self._times.of(self._route, "202")
+        self.rejected = self.refused = 0  # events since the start: not valid, or not taken now
 
     def take(self, request: Request, reply: Reply) -> bool:
         """Take one request; False: it is for another. ``reply`` is called once with the whole answer, now or later."""
@@ -66,57 +79,69 @@ class Ingest:
         return True
 
     def _post(self, request: Request, reply: Reply) -> None:
+        began = monotonic()
         kind = request.content_type or _JSON
         body = request.body
         try:
             if kind != _JSON:
                 kind = _media_type(kind)
             if request.content_encoding is not None:
-                body = self._decompressed(request.content_encoding, body)
+                body = self._inflated(request.content_encoding, body)
             decoded = decode_body(body, ndjson=kind == _NDJSON, received_at=self._clock(), max_events=self._max_events)
-            if not decoded.events:
-                reply(answer(422, _encode(_refusal(decoded)), headers=CORS, keep_alive=request.keep_alive))
-                return
-
-            def settle(outcome: list[bool] | UnavailableError) -> None:
-                if isinstance(outcome, UnavailableError):
-                    reply(_unavailable(request, outcome))
-                elif outcome == _ONE and not (decoded.single or decoded.rejected) and request.keep_alive:
-                    reply(self._one_accepted())
-                else:
-                    body = _encode(_receipt(decoded, outcome))
-                    reply(answer(202, body, headers=CORS, keep_alive=request.keep_alive))
-
-            try:
-                self._intake.accept(decoded.events, settle)
-            except OverLimitError as fault:
-                decoded = decoded.without(fault.refused)
-                if not decoded.events:
-                    reply(answer(422, _encode(_refusal(decoded)), headers=CORS, keep_alive=request.keep_alive))
-                    return
-                self._intake.accept(decoded.events, settle)
-        except _UnknownTypeError:
-            message = "content-type must be application/json or application/x-ndjson"
-            reply(_error(request, 415, "unsupported_media_type", message))
-        except _UnknownCodingError:
-            reply(_error(request, 415, "unsupported_encoding", "content-encoding must be gzip, or none", _ACCEPTED))
-        except InflatedTooLargeError:
-            message = f"the body is inflated larger than http.max_body_bytes ({self.max_body_bytes})"
-            reply(_error(request, 413, "body_too_large", message))
+        except _RefusedError as fault:
+            self._tell(reply, began, _error(request, fault.status, fault.code, str(fault), fault.headers))
         except MalformedError as fault:
-            reply(_error(request, 400, "malformed", str(fault)))
+            self._tell(reply, began, _error(request, 400, "malformed", str(fault)))
         except TooManyEventsError as fault:
-            reply(_error(request, 413, "too_many_events", str(fault)))
-        except UnavailableError as fault:
-            reply(_unavailable(request, fault))
+            self._tell(reply, began, _error(request, 413, "too_many_events", str(fault)))
+        else:
+            self._accept(decoded, request, reply, began)
 
-    def _decompressed(self, coding: bytes, body: bytes) -> bytes:
+    def _accept(self, decoded: Decoded, request: Request, reply: Reply, began: float) -> None:
+        """Hand the events on, if there are any; the answer comes when they are durable."""
+        if not decoded.events:
+            self.rejected += len(decoded.rejected)
+            refusal = _encode(_refusal(decoded))
+            self._tell(reply, began, answer(422, refusal, headers=CORS, keep_alive=request.keep_alive))
+            return
+
+        def settle(outcome: list[bool] | UnavailableError) -> None:
+            if isinstance(outcome, UnavailableError):
+                self.refused += len(decoded.events)
+                self._tell(reply, began, _unavailable(request, outcome))
+            elif outcome == _ONE and not (decoded.single or decoded.rejected) and request.keep_alive:
+                reply(self._one_accepted())
+                self._accepted.observe(monotonic() - began)
+            else:
+                self.rejected += len(decoded.rejected)
+                body = _encode(_receipt(decoded, outcome))
+                self._tell(reply, began, answer(202, body, headers=CORS, keep_alive=request.keep_alive))
+
+        try:
+            self._intake.accept(decoded.events, settle)
+        except OverLimitError as fault:
+            self._accept(decoded.without(fault.refused), request, reply, began)
+        except UnavailableError as fault:
+            settle(fault)
+
+    def _inflated(self, coding: bytes, body: bytes) -> bytes:
         name = coding.strip().lower()
-        if name in (b"gzip", b"x-gzip"):
-            return gunzip(body, self.max_body_bytes)
         if name in (b"identity", b""):
             return body
-        raise _UnknownCodingError
+        if name not in (b"gzip", b"x-gzip"):
+            # What would be understood is named beside it (RFC 9110 section 12.5.3).
+            message = "content-encoding must be gzip, or none"
+            raise _RefusedError(415, "unsupported_encoding", message, b"accept-encoding: gzip\r\n")
+        try:
+            return gunzip(body, self.max_body_bytes)
+        except InflatedTooLargeError:
+            message = f"the body is inflated larger than http.max_body_bytes ({self.max_body_bytes})"
+            raise _RefusedError(413, "body_too_large", message) from None
+
+    def _tell(self, reply: Reply, began: float, data: bytes) -> None:
+        """Any answer but the most frequent."""
+        reply(data)
+        self._times.of(self._route, data[9:12].decode()).observe(monotonic() - began)
 
     def _one_accepted(self) -> bytes:
         """The most frequent answer by far, as real clients send one event in an array; it changes with its date."""
@@ -128,10 +153,11 @@ class Ingest:
 
 
 def _media_type(header: bytes) -> bytes:
-    """The media type without its parameters; raises _UnknownTypeError when it is none that we take."""
+    """The media type without its parameters."""
     kind = header.partition(b";")[0].strip().lower() or _JSON
     if kind not in (_JSON, _NDJSON):
-        raise _UnknownTypeError
+        message = "content-type must be application/json or application/x-ndjson"
+        raise _RefusedError(415, "unsupported_media_type", message)
     return kind
 
 

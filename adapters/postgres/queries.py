@@ -6,14 +6,16 @@ import trio
 
 from adapters.asyncio_bridge import Connection, Dsn, from_timestamptz, to_timestamptz
 from engine.ids import notebook_uuid, user_uuid
+from engine.measures import Histograms
 from engine.ports import SessionRow
 
 
 class PostgresQueries:
     """One connection, used in turns: queries take a millisecond, and the page that asks for them is rare."""
 
-    def __init__(self, dsn: Dsn) -> None:
+    def __init__(self, dsn: Dsn, times: Histograms | None = None) -> None:
         self._dsn = dsn
+        self._times = times
         self._connection: Connection | None = None
         self._turn = trio.Lock()
 
@@ -23,7 +25,7 @@ class PostgresQueries:
         """See `engine.ports.SessionQueries`."""
         async with self._turn:
             if self._connection is None or self._connection.closed:
-                self._connection = await Connection.connect(self._dsn())
+                self._connection = await Connection.connect(self._dsn(), self._times)
             rows = await self._connection.fetch(
                 "select s.id, n.path, s.client_session_id, s.started_at, s.ended_at, s.closed, s.cell_executions, "
                 "s.error_count from learning_sessions s left join notebooks n on n.id = s.notebook_id "
@@ -50,6 +52,11 @@ class PostgresQueries:
             )
             for row in rows
         ]
+
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return int(self._connection is not None and not self._connection.closed)
 
     async def close(self) -> None:
         """Let go of the connection."""

@@ -15,6 +15,7 @@ from engine.cohort import NotebookTotals
 from engine.errors import StoreDataError, StoreRefusedError, StoreUnavailableError
 from engine.event import CELL_TYPES, Event, Order, PackedCommit, UserKey
 from engine.ids import notebook_uuid, user_uuid
+from engine.measures import Histograms
 from engine.ports import Flush, Retention, SessionRow, Snapshot, StoredOffsets
 from engine.rows import decode_state
 from engine.session import UserState
@@ -52,8 +53,9 @@ class PostgresStore:
 
     name = "postgresql"
 
-    def __init__(self, dsn: Dsn, *, apply_migrations: bool, clock: WallClock) -> None:
+    def __init__(self, dsn: Dsn, *, apply_migrations: bool, clock: WallClock, times: Histograms | None = None) -> None:
         self._dsn = dsn
+        self._times = times
         self._apply_migrations = apply_migrations
         self._clock = clock
         self._writer: Connection | None = None
@@ -69,7 +71,7 @@ class PostgresStore:
         async with self._opening:
             if self._writer is not None and not self._writer.closed:
                 return
-            connection = await Connection.connect(self._dsn())
+            connection = await Connection.connect(self._dsn(), self._times)
             try:
                 await _lock(connection)
                 await migrate(connection, apply=self._apply_migrations)
@@ -80,6 +82,11 @@ class PostgresStore:
                 raise
             self._known = set()
             self._writer = connection
+
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return sum(each is not None and not each.closed for each in (self._writer, self._reader))
 
     async def close(self) -> None:
         """Let go of both connections."""
@@ -126,7 +133,7 @@ class PostgresStore:
     async def _fetch(self, query: str, *args: Any) -> list[Any]:
         async with self._reading:
             if self._reader is None or self._reader.closed:
-                self._reader = await Connection.connect(self._dsn())
+                self._reader = await Connection.connect(self._dsn(), self._times)
             return await self._reader.fetch(query, *args)
 
     async def write(self, flush: Flush) -> None:

@@ -62,6 +62,8 @@ class Intake:
 class Outbox:
     """Says which topic was asked for."""
 
+    conflated = 0
+
     def __init__(self):
         self._send, self._receive = trio.open_memory_channel(10)
 
@@ -109,7 +111,9 @@ class Edge:
         async def health():
             return self.health
 
-        application = api(self.live, MemoryStore(), health, lambda: True, [])
+        application = api(
+            self.live, MemoryStore(), health, ready=lambda: True, metrics=lambda: (b"", "text/plain"), cors_origins=[]
+        )
         limits = {
             "allowed_hosts": (),
             "refuse_forwarded": False,
