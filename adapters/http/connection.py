@@ -5,7 +5,6 @@ events, and later write the receipt from where the commit ends. The task wakes f
 that reads slowly, the hand-over to a WebSocket, the end. It notes no times: the server's sweeper looks at all of them.
 """
 
-import math
 import os
 from collections import deque
 from collections.abc import Callable
@@ -74,8 +73,9 @@ class Connection(Reader):
         self._last = False  # nothing more is taken: the peer is done, or a request was its last
         self._gone = False  # nothing can be read or written any more
         # What the sweeper saw last, and since when: another list of headers is another request.
-        self._seen: tuple[int, Headers] = (_IDLE, self._headers)
-        self._seen_since = math.inf
+        self._seen_state = _US
+        self._seen_headers: Headers = self._headers
+        self._seen_since = 0.0
 
     def peer(self) -> str:
         """See `adapters.http.reader.Reader`."""
@@ -267,9 +267,8 @@ class Connection(Reader):
         state = _BODY if self._head_complete else _HEAD if self._begun else _IDLE
         if self._owed or self._ready:
             state = _US
-        if self._seen[0] != state or self._seen[1] is not self._headers or self._seen_since > now:
-            self._seen = (state, self._headers)
-            self._seen_since = now
+        if self._seen_state != state or self._seen_headers is not self._headers:
+            self._seen_state, self._seen_headers, self._seen_since = state, self._headers, now
             return self._size
         waited = now - self._seen_since
         if state == _IDLE and waited >= self._timeouts.idle_timeout_s:

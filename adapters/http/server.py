@@ -27,6 +27,8 @@ _BACKLOG: Final = 4096
 # bodies that are not complete. Both are far above what a school's clients need at once.
 _MAX_UNSENT: Final = 64 * 2**20
 _MAX_INCOMPLETE: Final = 256 * 2**20
+# Connections that are looked at between two looks at other tasks: under a millisecond.
+_SWEPT: Final = 500
 # Connections past http.max_connections that are told so at once; further ones are closed without a word.
 _MAX_TURNED_AWAY: Final = 256
 _LOOPBACK: Final = frozenset({b"localhost", b"127.0.0.1", b"[::1]"})
@@ -189,14 +191,18 @@ class HttpServer:
         while True:
             await trio.sleep(period)
             now = trio.current_time()
-            held = {connection: connection.sweep(now) for connection in self._connections}
+            held: dict[Connection, int] = {}
+            for number, connection in enumerate(tuple(self._connections), 1):
+                if size := connection.sweep(now):
+                    held[connection] = size
+                if not number % _SWEPT:
+                    await trio.lowlevel.checkpoint()
             incomplete = sum(held.values())
-            if incomplete > _MAX_INCOMPLETE:
-                for connection in sorted(held, key=held.__getitem__, reverse=True):
-                    connection.refuse(_full("too many bodies are on their way"))
-                    incomplete -= held[connection]
-                    if incomplete <= _MAX_INCOMPLETE:
-                        break
+            for connection in sorted(held, key=held.__getitem__, reverse=True):
+                if incomplete <= _MAX_INCOMPLETE:
+                    break
+                connection.refuse(_full("too many bodies are on their way"))
+                incomplete -= held[connection]
 
     # --- adapters.http.connection.Handlers
 

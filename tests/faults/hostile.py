@@ -21,6 +21,8 @@ from tests.faults.malformed import EVENTS, HEADERS, NEST, UPGRADE, post
 _STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 # Connections that drip, of the slow kinds; and seconds between two drops.
 DRIPPING, DROP_S = 100, 0.5
+# Seconds between the starts of two that drip: in step they would come again all at once after each timeout.
+STAGGER_S = 0.02
 # Connections that ask and never read.
 DEAF = 20
 # Seconds between two requests of a kind that costs work.
@@ -52,6 +54,7 @@ class Crowd:
                 name = "fragments" if payload else "empty fragments"
                 nursery.start_soon(self._again, name, self._fragments, opcode, payload)
             for _ in range(DRIPPING):
+                await trio.sleep(STAGGER_S)
                 nursery.start_soon(self._again, "slow head", self._drip, _HEAD + b"x: ")
                 nursery.start_soon(self._again, "slow body", self._drip, _HEAD + b"Content-Length: 9999\r\n\r\n")
             for _ in range(DEAF):

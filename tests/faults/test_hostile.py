@@ -20,7 +20,7 @@ IDLE = int(os.environ.get("CLASSPULSE_HOSTILE", "500"))
 FULL = IDLE >= 5000
 SECONDS = 30 if FULL else 4
 GOOD = 10  # clients, each with a request every 20 ms
-# How much slower the good clients' p99 may be than before, in the same run. The short form is too short for a steady
+# How much slower the good clients' p99 may be than without the others, in the same run. The short form is too short for a steady
 # p99 on a machine that runs other tests as well.
 RATIO = 2 if FULL else 20
 # Kernel buffers are not the daemon's. A connection costs it some kilobytes, a deaf reader its answer; the rest is what
@@ -91,7 +91,7 @@ async def test_good_clients_do_not_notice_hostile_ones(database, data_dir):
             finally:
                 hostile.kill()
         met = json.loads(output)
-        after = await good_clients(daemon.port, 1, "after")
+        after = await good_clients(daemon.port, SECONDS, "after")
         log = daemon.stderr
     figures = {
         "p99 before, during, after in ms": [round(p99(took) * 1000, 2) for took in (before, during, after)],
@@ -112,4 +112,5 @@ async def test_good_clients_do_not_notice_hostile_ones(database, data_dir):
     assert met["idle"] >= IDLE
     assert "Traceback" not in log
     assert max(resident) - resident[0] < MEMORY_BYTES, figures
-    assert p99(during) < RATIO * p99(before), figures
+    # The mean of before and after: what else the machine does comes and goes.
+    assert p99(during) < RATIO * (p99(before) + p99(after)) / 2, figures
