@@ -23,9 +23,10 @@ from actors.upkeep import Upkeep
 from actors.writer import StoreWriter
 from adapters.asyncio_bridge import Dsn, open_loop, without_password
 from adapters.embedded import EmbeddedPostgres, running_dsn
-from adapters.http.api import api
+from adapters.http.api import MAX_LIMIT, api
 from adapters.http.asgi import AsgiBridge
 from adapters.http.ingest import Ingest
+from adapters.http.openapi import document
 from adapters.http.server import HttpServer
 from adapters.journal import SqliteJournal
 from adapters.lock import DirectoryLock
@@ -328,6 +329,7 @@ def _assemble(
                 health,
                 ready=ready,
                 metrics=lambda: (metrics.text(), CONTENT_TYPE),
+                description=document(max_events=http.max_batch_events, max_limit=MAX_LIMIT),
                 cors_origins=http.cors_origins,
                 times=answered,
             )

@@ -158,7 +158,7 @@ def tidy_user_id(text: str) -> str:
 def _event_type(raw: Any) -> str:
     if type(raw) is not str:
         _expected("a string", raw)
-    if _TYPE.fullmatch(raw) is None:
+    if EVENT_TYPE.fullmatch(raw) is None:
         raise _InvalidError("must be 1 to 64 of a-z, 0-9, _ and .")
     return TYPE_ALIASES.get(raw, raw)
 
@@ -166,7 +166,7 @@ def _event_type(raw: Any) -> str:
 def _class_id(raw: Any) -> str:
     if type(raw) is not str:
         _expected("a string", raw)
-    if _CLASS.fullmatch(raw) is None:
+    if CLASS_ID.fullmatch(raw) is None:
         raise _InvalidError("must be 1 to 64 of A-Z, a-z, 0-9, ., _ and -")
     return raw
 
@@ -199,12 +199,12 @@ def _json_object(raw: Any) -> dict[str, Any]:
     return raw
 
 
-_TYPE: Final = re.compile(r"[a-z0-9_.]{1,64}")
-_CLASS: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+EVENT_TYPE: Final = re.compile(r"[a-z0-9_.]{1,64}")
+CLASS_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ASCII_LOWER: Final = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 
 # canonical name: (other spellings, strongest first, check). The contract's event table.
-_FIELDS: Final[dict[str, tuple[tuple[str, ...], Check]]] = {
+FIELDS: Final[dict[str, tuple[tuple[str, ...], Check]]] = {
     "event_id": (("eventId", "id"), _name(128, 1)),
     "event_type": (("eventType", "event"), _event_type),
     "timestamp": (("eventTime", "event_timestamp", "time"), _time),
@@ -231,7 +231,7 @@ _FIELDS: Final[dict[str, tuple[tuple[str, ...], Check]]] = {
 # spelling -> (canonical name, rank: 0 is strongest, check)
 _SPELLINGS: Final[dict[str, tuple[str, int, Check]]] = {
     spelling: (name, rank, check)
-    for name, (others, check) in _FIELDS.items()
+    for name, (others, check) in FIELDS.items()
     for rank, spelling in enumerate((name, *others))
 }
 _NEVER_KEPT: Final = ("code", "result")
@@ -270,7 +270,7 @@ def decode_any(body: bytes, *, ndjson: bool, received_at: int, max_events: int) 
 
 def is_class_id(text: str) -> bool:
     """Whether it can be a ``class_id``."""
-    return _CLASS.fullmatch(text) is not None
+    return CLASS_ID.fullmatch(text) is not None
 
 
 def _check_count(count: int, max_events: int) -> None:

@@ -34,8 +34,8 @@ _Duration = Annotated[float, msgspec.Meta(ge=0)] | None
 _CellType = Literal["code", "markdown", "raw"] | None
 
 
-# By the contract's canonical names.
-_TYPES: Final[dict[str, Any]] = {
+# By the contract's canonical names; `adapters.http.openapi` describes them from here.
+FIELD_TYPES: Final[dict[str, Any]] = {
     "event_id": _Id,
     "event_type": str | None,
     "timestamp": _Stamp,
@@ -57,7 +57,7 @@ _TYPES: Final[dict[str, Any]] = {
     "result": str | None,
 }
 # The same in the names that the cell_monitor client sends.
-_CELL_MONITOR_NAMES: Final = {
+CELL_MONITOR_NAMES: Final = {
     "event_id": "eventId",
     "event_type": "eventType",
     "timestamp": "eventTime",
@@ -80,13 +80,13 @@ _CELL_MONITOR_NAMES: Final = {
 
 def _decoder(name: str, rename: dict[str, str] | None) -> Callable[[bytes], Any]:
     """Decodes one event or an array. A key it does not know makes the body one for the general decoder."""
-    fields = [(field, kind, None) for field, kind in _TYPES.items()]
+    fields = [(field, kind, None) for field, kind in FIELD_TYPES.items()]
     wire = msgspec.defstruct(name, fields, rename=rename, gc=False, forbid_unknown_fields=True)
     return msgspec.json.Decoder(wire | list[wire]).decode  # type: ignore[valid-type]
 
 
 _decode_canonical: Final = _decoder("Canonical", None)
-_decode_cell_monitor: Final = _decoder("CellMonitor", _CELL_MONITOR_NAMES)
+_decode_cell_monitor: Final = _decoder("CellMonitor", CELL_MONITOR_NAMES)
 
 
 class Rules(msgspec.Struct, frozen=True):

@@ -25,6 +25,8 @@ from engine.errors import StoreRefusedError, StoreUnavailableError
 from engine.measures import Histograms
 from engine.ports import LiveFeed, SessionQueries, SessionRow
 
+from .docs_page import page
+
 MAX_LIMIT: Final = 100  # sessions a page
 _encode: Final = msgspec.json.Encoder().encode
 _CODES: Final = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 503: "unavailable"}
@@ -58,11 +60,12 @@ def api(
     *,
     ready: Ready,
     metrics: MetricsText,
+    description: dict[str, Any],
     cors_origins: Collection[str],
     times: Histograms | None = None,
 ) -> Starlette:
-    """The ASGI application. ``times`` gets how long answers take, by route and status."""
-    routes = _Routes(live, queries, health, ready, metrics)
+    """The ASGI application. ``description`` is `openapi.document`'s. ``times``: of answers, by route and status."""
+    routes = _Routes(live, queries, health, ready=ready, metrics=metrics, description=description)
     served = [
         Route("/api/v1/classes/{class_id}/overview", routes.overview),
         Route("/api/v1/users/{user_id:user}/sessions", routes.user_sessions),
@@ -70,6 +73,8 @@ def api(
         Route("/livez", routes.livez),
         Route("/readyz", routes.readyz),
         Route("/metrics", routes.metrics),
+        Route("/api/v1/openapi.json", routes.openapi),
+        Route("/docs", routes.docs),
     ]
     middleware = [Middleware(_Timed, routes=served, times=Histograms() if times is None else times)]
     if cors_origins:
@@ -111,13 +116,21 @@ class _Timed:
 
 class _Routes:
     def __init__(
-        self, live: LiveFeed, queries: SessionQueries, health: Health, ready: Ready, metrics: MetricsText
+        self,
+        live: LiveFeed,
+        queries: SessionQueries,
+        health: Health,
+        *,
+        ready: Ready,
+        metrics: MetricsText,
+        description: dict[str, Any],
     ) -> None:
         self._live = live
         self._queries = queries
         self._health = health
         self._ready = ready
         self._metrics = metrics
+        self._description = description
 
     async def overview(self, request: Request) -> Response:
         class_id = _class_id(request.path_params["class_id"])
@@ -153,6 +166,13 @@ class _Routes:
 
     async def readyz(self, request: Request) -> Response:  # noqa: ARG002
         return _json({"status": "ready"}) if self._ready() else _json({"status": "not ready"}, 503)
+
+    async def openapi(self, request: Request) -> Response:  # noqa: ARG002
+        return _json(self._description)
+
+    async def docs(self, request: Request) -> Response:  # noqa: ARG002
+        headers = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"}
+        return Response(page(self._description), headers=headers, media_type="text/html")
 
     async def metrics(self, request: Request) -> Response:  # noqa: ARG002
         text, content_type = self._metrics()

@@ -112,7 +112,13 @@ class Edge:
             return self.health
 
         application = api(
-            self.live, MemoryStore(), health, ready=lambda: True, metrics=lambda: (b"", "text/plain"), cors_origins=[]
+            self.live,
+            MemoryStore(),
+            health,
+            ready=lambda: True,
+            metrics=lambda: (b"", "text/plain"),
+            description={},
+            cors_origins=[],
         )
         limits = {
             "allowed_hosts": (),
