@@ -1,14 +1,15 @@
-"""The conflating mailboxes between the actors. Each holds one slot of its key, so none fills by repeats."""
+"""The conflating mailboxes between the actors. Each holds one slot, or the newest, of its key; none fills by repeats."""
 
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from engine.alerts import KEPT_ALERTS, Alert
 from engine.cohort import NotebookTotals
 from engine.event import UserKey
 from engine.ports import DeadLetter
 
-from .mailbox import ConflatingMailbox
+from .mailbox import ConflatingMailbox, RecentMailbox
 
 if TYPE_CHECKING:
     from .session import SessionActor
@@ -27,6 +28,8 @@ class Mailboxes:
         self.changed: ConflatingMailbox[UserKey, SessionActor] = ConflatingMailbox()
         self.resized: ConflatingMailbox[tuple[str, str], None] = ConflatingMailbox()
         self.retired: ConflatingMailbox[UserKey, None] = ConflatingMailbox()
+        # To the broadcaster: alerts by class.
+        self.alerts: RecentMailbox[str, Alert] = RecentMailbox(KEPT_ALERTS)
         # To recovery: students whose past is not known yet.
         self.unsettled: ConflatingMailbox[UserKey, SessionActor] = ConflatingMailbox()
         # To the store writer: notebooks (class, path) to be stored, and events (by seq) that could not be applied.

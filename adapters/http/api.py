@@ -17,10 +17,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from engine.clock import rfc3339
 from engine.decode import DEFAULT_CLASS, is_class_id, tidy_user_id
 from engine.errors import StoreRefusedError, StoreUnavailableError
 from engine.ports import LiveFeed, SessionQueries, SessionRow
+from engine.rows import session_view
 
 MAX_LIMIT: Final = 100  # sessions a page
 _encode: Final = msgspec.json.Encoder().encode
@@ -96,7 +96,7 @@ class _Routes:
                 rows[row.id] = row
         page = sorted(rows.values(), key=_order, reverse=True)
         answer: dict[str, Any] = {"user_id": user_id, "class_id": class_id}
-        answer["sessions"] = [_session(user_id, class_id, row) for row in page[:limit]]
+        answer["sessions"] = [session_view(user_id, class_id, row) for row in page[:limit]]
         if len(page) > limit:
             started_at, row_id = _order(page[limit - 1])
             answer["next_cursor"] = urlsafe_b64encode(f"{started_at}.{row_id.hex}".encode()).decode()
@@ -111,23 +111,6 @@ class _Routes:
 
     async def readyz(self, request: Request) -> Response:  # noqa: ARG002
         return _json({"status": "ready"}) if self._ready() else _json({"status": "not ready"}, 503)
-
-
-def _session(user_id: str, class_id: str, row: SessionRow) -> dict[str, Any]:
-    session = {
-        "id": str(row.id),
-        "user_id": user_id,
-        "class_id": class_id,
-        "notebook_path": row.notebook_path,
-        "session_id": row.client_session,
-        "started_at": rfc3339(row.started_at),
-        "ended_at": rfc3339(row.ended_at),
-        "closed": row.closed,
-        "total_duration_ms": row.ended_at - row.started_at,
-        "cell_executions": row.executions,
-        "error_count": row.errors,
-    }
-    return {key: value for key, value in session.items() if value is not None}
 
 
 def _order(row: SessionRow) -> tuple[int, UUID]:
