@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from engine.alerts import KEPT_ALERTS, Alert
+from engine.alerts import Alert
 from engine.cohort import NotebookTotals
 from engine.event import UserKey
 from engine.ports import DeadLetter
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 # Alerts for operators that wait to be taken; more are in the log only.
 _MAX_OPS: Final = 1000
+
+# Alerts of one class between two looks of the broadcaster: as many events as the journal's queue holds.
+_ALERTS: Final = 20_000
 
 log = structlog.get_logger("ops")
 
@@ -29,7 +32,7 @@ class Mailboxes:
         self.resized: ConflatingMailbox[tuple[str, str], None] = ConflatingMailbox()
         self.retired: ConflatingMailbox[UserKey, None] = ConflatingMailbox()
         # To the broadcaster: alerts by class.
-        self.alerts: RecentMailbox[str, Alert] = RecentMailbox(KEPT_ALERTS)
+        self.alerts: RecentMailbox[str, Alert] = RecentMailbox(_ALERTS)
         # To recovery: students whose past is not known yet.
         self.unsettled: ConflatingMailbox[UserKey, SessionActor] = ConflatingMailbox()
         # To the store writer: notebooks (class, path) to be stored, and events (by seq) that could not be applied.

@@ -7,12 +7,12 @@ date after the parts of the view that changed in frames after ``s``, and the ale
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Collection
-from itertools import count
+from itertools import count, islice
 from typing import Any, Final
 
 import msgspec
 
-from engine.alerts import KEPT_ALERTS, Alert
+from engine.alerts import FRAME_ALERTS, KEPT_ALERTS, Alert
 from engine.delta import View
 from engine.errors import OverloadedError
 
@@ -51,14 +51,16 @@ class Topic(ABC):
                 self._offer(self._delta(self.seq, changes))
 
     def tell(self, alerts: Collection[Alert]) -> None:
-        """Make one frame of these alerts."""
-        self.seq += 1
+        """Make frames of these alerts."""
         self._snapshot = None
-        self._alerts.extend((self.seq, alert) for alert in alerts)
-        while len(self._alerts) > KEPT_ALERTS:
-            self._alerts_lost = self._alerts.popleft()[0]
-        if self.subscribers:
-            self._offer(self._told(self.seq, alerts))
+        waiting = iter(alerts)
+        while share := list(islice(waiting, FRAME_ALERTS)):
+            self.seq += 1
+            self._alerts.extend((self.seq, alert) for alert in share)
+            while len(self._alerts) > KEPT_ALERTS:
+                self._alerts_lost = self._alerts.popleft()[0]
+            if self.subscribers:
+                self._offer(self._told(self.seq, share))
 
     def snapshot(self) -> Frame:
         """A snapshot frame, as fresh as can be; encoded once however many ask."""

@@ -27,13 +27,14 @@ UNSTUCK: Final = "unstuck"
 ERROR_CLUSTER: Final = "error_cluster"
 
 KEPT_ALERTS: Final = 1000  # a topic, for those who resume
+FRAME_ALERTS: Final = 200  # a frame: many clients take no message over 1 MiB
 # Recovery raises no alert for events that were received longer ago: the lesson went on. In ms.
 STALE_MS: Final = 60_000
 # Five failing at once are no accident in a class of twenty, and seldom in one of two hundred.
 CLUSTER_STUDENTS: Final = 5
 CLUSTER_MS: Final = 120_000
 _MAX_CELLS: Final = 1000  # watched for clusters, a class
-_MAX_MESSAGE: Final = 500  # characters of an error message; all of it is in the event's row
+_MAX_MESSAGE: Final = 200  # characters of an error message; all of it is in the event's row
 
 _ROUSING: Final = frozenset({EXECUTION_ERROR, HELP_REQUESTED, HELP_RESOLVED})
 
