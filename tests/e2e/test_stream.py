@@ -1,9 +1,13 @@
 """The live stream, from outside."""
 
 import json
+import os
 import signal
 import socket
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from urllib.parse import quote
 from uuid import UUID
 
@@ -13,7 +17,7 @@ import trio
 from trio_websocket import ConnectionClosed, wrap_client_stream
 
 from tests.e2e.api import Api
-from tests.e2e.daemon import Daemon, in_thread
+from tests.e2e.daemon import REPOSITORY, Daemon, in_thread
 from tests.e2e.recording import written
 from tests.e2e.samples import failed_run, new_user, run
 from tests.e2e.subscriber import FRAME_BYTES, STREAM, Subscriber
@@ -490,3 +494,21 @@ async def test_a_client_that_goes_away_is_forgotten(api, shared_daemon, nursery)
     user = new_user()
     await api.accept(run(user))
     await staying.until(lambda: staying.user(user))
+
+
+async def test_the_client_in_the_docs_follows_a_class(api, shared_daemon):
+    text = (REPOSITORY / "docs" / "stream.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0].replace("127.0.0.1:8765", f"127.0.0.1:{shared_daemon.port}")
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    async with trio.open_nursery() as nursery:
+        process = await nursery.start(
+            partial(trio.run_process, [sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment)
+        )
+        user, said = new_user(), b""
+        with trio.fail_after(20):
+            while b"snapshot" not in said:
+                said += await process.stdout.receive_some()
+            await api.accept(failed_run(user))
+            while b"delta" not in said or f"error {user}\n".encode() not in said:
+                said += await process.stdout.receive_some()
+        nursery.cancel_scope.cancel()
