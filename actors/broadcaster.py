@@ -4,12 +4,13 @@ Mailboxes: `changed`, `notebooks` and `retired` hold one slot a student or noteb
 they cannot be full. It never waits for a subscriber: a slow one's outbox conflates.
 """
 
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 from uuid import UUID, uuid4
 
 import trio
 
-from engine.alerts import Alert
+from engine.alerts import ops_alert
 from engine.clock import WallClock
 from engine.cohort import Cohort
 from engine.ports import SessionRow
@@ -17,7 +18,6 @@ from engine.topics import CLASS, OPS, USER, TopicName, parse_topic
 from engine.view import Thresholds
 
 from .class_topic import ClassTopic, NotebookTopic, PartTopic, UserTopic
-from .mailbox import RecentMailbox
 from .mailboxes import Mailboxes
 from .ops_topic import Facts, OpsTopic
 from .router import Router
@@ -62,8 +62,8 @@ class Broadcaster:
     async def run(self) -> None:
         """Publish to the topics that are watched: alerts at once, the rest every interval."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._publish_alerts, self._mailboxes.alerts)
-            nursery.start_soon(self._publish_alerts, self._mailboxes.ops)
+            nursery.start_soon(self._publish_alerts, self._mailboxes.alerts.wait_filled)
+            nursery.start_soon(self._publish_alerts, self._mailboxes.ops.wait_filled)
             while True:
                 await trio.sleep(self._interval_s)
                 if self._watched:  # else the mailboxes conflate until somebody asks
@@ -81,12 +81,13 @@ class Broadcaster:
         """What waits, to the topics it concerns."""
         for class_id, alerts in self._mailboxes.alerts.take_all().items():
             self._class(class_id).alarm(alerts)
-        for alerts in self._mailboxes.ops.take_all().values():
-            self._ops.tell(alerts)
+        now = self._clock()
+        for (what, class_id, subject), message in self._mailboxes.ops.take_all().items():
+            self._ops.tell([ops_alert(what, class_id, subject, message, now)])
 
-    async def _publish_alerts(self, mailbox: RecentMailbox[str, Alert]) -> None:
+    async def _publish_alerts(self, wait_filled: Callable[[], Awaitable[None]]) -> None:
         while True:
-            await mailbox.wait_filled()
+            await wait_filled()
             await trio.sleep(ALERTS_S)
             self.publish_alerts()
 

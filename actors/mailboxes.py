@@ -1,4 +1,4 @@
-"""The conflating mailboxes between the actors. Each holds one slot, or the newest, of its key; none fills by repeats."""
+"""The conflating mailboxes between the actors. Each holds one slot, or the newest, of a key; none fills by repeats."""
 
 from typing import TYPE_CHECKING, Final
 

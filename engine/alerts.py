@@ -53,7 +53,6 @@ class Alert(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     cell_index: int | None = None
     error_message: str | None = None
     students: tuple[str, ...] | None = None  # of a cluster
-    message: str | None = None  # for operators
 
     @property
     def cell(self) -> tuple[str, str]:
@@ -75,9 +74,32 @@ class Alert(msgspec.Struct, frozen=True, gc=False, kw_only=True):
             "error_class": None if message is None else message.partition(":")[0],
             "error_message": message,
             "students": self.students,
-            "message": self.message,
         }
         return {key: value for key, value in seen.items() if value is not None}
+
+
+class OpsAlert(Alert, frozen=True, gc=False, kw_only=True):
+    """Something that an operator should look at; ``user_id`` is what of the class it is about."""
+
+    message: str
+
+    def view(self) -> dict[str, Any]:
+        """See `Alert`."""
+        return {
+            "id": str(alert_uuid(self.class_id, self.user_id, self.event_id, self.kind)),
+            "alert": self.kind,
+            "class_id": self.class_id,
+            "subject": self.user_id,
+            "at": rfc3339(self.time),
+            "message": self.message,
+        }
+
+
+def ops_alert(what: str, class_id: str, subject: str, message: str, at: int) -> OpsAlert:
+    """``what`` happened to ``subject``, a student or a limit of the class, at a time in ms."""
+    return OpsAlert(
+        kind=what.replace(" ", "_"), event_id=str(at), time=at, class_id=class_id, user_id=subject, message=message
+    )
 
 
 class _Facts(NamedTuple):

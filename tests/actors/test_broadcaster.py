@@ -1,5 +1,6 @@
 """Snapshots and deltas: conflated, in sequence, encoded once."""
 
+import json
 from itertools import pairwise
 
 import pytest
@@ -167,6 +168,27 @@ async def test_a_slow_subscriber_gets_a_fresh_snapshot_and_delays_nobody(autojum
     await slow.take()
     await quick.take()
     assert slow.state == quick.state
+
+
+async def test_operators_are_told_of_what_needs_them(autojump_clock, world):
+    outbox = world.broadcaster.connect()
+    outbox.subscribe("ops")
+    assert json.loads(await outbox.next_frame())["state"]["students"] == 0
+    world.mailboxes.alert("class is full", "default", "users", "20000 users")
+    while (frame := json.loads(await outbox.next_frame()))["type"] != "alerts":
+        assert frame["type"] == "delta"
+    (alert,) = frame["alerts"]
+    assert (alert["alert"], alert["class_id"], alert["subject"]) == ("class_is_full", "default", "users")
+    assert alert["message"] == "20000 users"
+
+
+async def test_an_alert_does_not_wait_for_the_interval(autojump_clock, world):
+    watcher = Watcher(world)
+    await watcher.take()
+    await world.post(run(has_error=True))
+    began = trio.current_time()
+    assert json.loads(await watcher.outbox.next_frame())["type"] == "alerts"
+    assert trio.current_time() - began <= 0.02
 
 
 # --- the outbox alone

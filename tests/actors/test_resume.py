@@ -14,7 +14,7 @@ from actors.router import Router
 from actors.session import SessionActor, SessionContext
 from engine.dirty import DirtyUsers
 from engine.watermark import Watermark
-from tests.actors.world import IDLE_MS, RETIRE_MS, THRESHOLDS, Clock
+from tests.actors.world import IDLE_MS, LIMITS, RETIRE_MS, THRESHOLDS, Clock
 from tests.adapters.events import run
 from tests.e2e.merge_patch import merged
 from tests.engine.strategies import many
@@ -36,8 +36,10 @@ class Class:
         self.clock = Clock()
         mailboxes = Mailboxes()
         journal = SimpleNamespace(last_seq=0)
-        self.context = SessionContext("j", IDLE_MS, DirtyUsers(), mailboxes, set(), THRESHOLDS)
-        self.router = Router(journal, self.context, Watermark(), retire_after_ms=RETIRE_MS, clock=self.clock)
+        self.context = SessionContext("j", IDLE_MS, DirtyUsers(), mailboxes, set(), journal, THRESHOLDS)
+        self.router = Router(
+            journal, self.context, Watermark(), limits=LIMITS, retire_after_ms=RETIRE_MS, clock=self.clock
+        )
         self.broadcaster = Broadcaster(
             self.router,
             mailboxes,

@@ -40,6 +40,23 @@ class Clock:
         return self.now
 
 
+class NotedMailboxes(Mailboxes):
+    """They note what operators are told: the broadcaster empties the mailbox itself."""
+
+    def __init__(self):
+        super().__init__()
+        self._told = {}
+
+    def alert(self, what, class_id, subject, message):
+        super().alert(what, class_id, subject, message)
+        self._told[what, class_id, subject] = message
+
+    def told(self):
+        """What they were told since the last call."""
+        told, self._told = self._told, {}
+        return told
+
+
 class World:
     """`start` it, `crash` it, and start another on the same journal and store."""
 
@@ -49,7 +66,7 @@ class World:
         self.store = store or MemoryStore()
         self._outer = nursery
         self._scope = trio.CancelScope()
-        self.mailboxes = Mailboxes()
+        self.mailboxes = NotedMailboxes()
         self.dirty = DirtyUsers()
         self.watermark = Watermark()
         context = SessionContext(
