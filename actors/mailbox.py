@@ -1,5 +1,6 @@
-"""Mailboxes of actors: one that keeps its order and is bounded, and one that keeps only the latest of each key."""
+"""Mailboxes of actors: one that keeps its order and is bounded, and two that keep only the latest of each key."""
 
+from collections import deque
 from collections.abc import Awaitable, Hashable
 from typing import Any, Generic, TypeVar
 
@@ -84,6 +85,34 @@ class ConflatingMailbox(Generic[Key, Message]):
         """Everything that waits, oldest key first."""
         taken, self._slots = self._slots, {}
         self._filled = trio.Event()
+        return taken
+
+    async def wait_filled(self) -> None:
+        """Wait until something is in it."""
+        await self._filled.wait()
+
+
+class RecentMailbox(Generic[Key, Message]):
+    """It can never be full: of each key it keeps the newest ``capacity`` messages, in order."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._recent: dict[Key, deque[Message]] = {}
+        self._filled = trio.Event()
+
+    def put(self, key: Key, message: Message) -> None:
+        """Leave a message; past the capacity the oldest of its key goes."""
+        recent = self._recent.get(key)
+        if recent is None:
+            recent = self._recent[key] = deque(maxlen=self._capacity)
+            self._filled.set()
+        recent.append(message)
+
+    def take_all(self) -> dict[Key, deque[Message]]:
+        """Everything that waits, each key's oldest first."""
+        taken, self._recent = self._recent, {}
+        if taken:
+            self._filled = trio.Event()
         return taken
 
     async def wait_filled(self) -> None:

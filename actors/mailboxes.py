@@ -1,20 +1,24 @@
-"""The conflating mailboxes between the actors. Each holds one slot of its key, so none fills by repeats."""
+"""The conflating mailboxes between the actors. Each holds one slot, or the newest, of a key; none fills by repeats."""
 
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from engine.alerts import Alert
 from engine.cohort import NotebookTotals
 from engine.event import UserKey
 from engine.ports import DeadLetter
 
-from .mailbox import ConflatingMailbox
+from .mailbox import ConflatingMailbox, RecentMailbox
 
 if TYPE_CHECKING:
     from .session import SessionActor
 
 # Alerts for operators that wait to be taken; more are in the log only.
 _MAX_OPS: Final = 1000
+
+# Alerts of one class between two looks of the broadcaster: as many events as the journal's queue holds.
+_ALERTS: Final = 20_000
 
 log = structlog.get_logger("ops")
 
@@ -28,6 +32,8 @@ class Mailboxes:
         self.changed: ConflatingMailbox[UserKey, SessionActor] = ConflatingMailbox()
         self.resized: ConflatingMailbox[tuple[str, str], None] = ConflatingMailbox()
         self.retired: ConflatingMailbox[UserKey, None] = ConflatingMailbox()
+        # To the broadcaster: alerts by class.
+        self.alerts: RecentMailbox[str, Alert] = RecentMailbox(_ALERTS)
         # To recovery: students whose past is not known yet.
         self.unsettled: ConflatingMailbox[UserKey, SessionActor] = ConflatingMailbox()
         # To the store writer: notebooks (class, path) to be stored, and events (by seq) that could not be applied.

@@ -7,9 +7,10 @@ from typing import Final, NamedTuple, TypeAlias
 import structlog
 import trio
 
+from engine.alerts import STALE_MS, apply_alerting
 from engine.clock import WallClock
 from engine.errors import StoreRefusedError, StoreUnavailableError
-from engine.event import Commit, UserKey
+from engine.event import Commit, Event, UserKey
 from engine.ports import Journal, Store, StoredOffsets
 from engine.rows import Past, user_key
 from engine.session import UserState
@@ -81,6 +82,7 @@ class Recovery:
         self._accept_gap = accept_gap
         self._retire_after_ms = retire_after_ms
         self._idle_ms = context.idle_ms
+        self._thresholds = context.thresholds
         self._clock = clock
         self._head = journal.last_seq  # live events come after it
         self._scope = trio.CancelScope()
@@ -177,7 +179,7 @@ class Recovery:
                     if seq > state.position(journal_id):
                         firsts.setdefault(key, seq)
                         try:
-                            state.apply(event, commit.received_at, self._idle_ms)
+                            self._apply(state, event, commit.received_at)
                         except Exception:  # noqa: BLE001 - one event must not stop everybody's recovery
                             trials[key] = await self._retried(key, seq)
                         else:
@@ -198,6 +200,14 @@ class Recovery:
         trial = Trial(state, self._journal.id.hex, self._idle_ms, self._mailboxes)
         await trial.replay(self._journal, upto)
         return trial
+
+    def _apply(self, state: UserState, event: Event, received_at: int) -> None:
+        """As an actor does; alerts of what was received long ago would only startle."""
+        if received_at < self._clock() - STALE_MS:
+            state.apply(event, received_at, self._idle_ms)
+            return
+        for alert in apply_alerting(state, event, received_at, self._idle_ms, self._thresholds):
+            self._mailboxes.alerts.put(event.class_id, alert)
 
     async def _load_missing(self, commits: list[Commit], pasts: dict[UserKey, Past]) -> None:
         wanted = {(event.class_id, event.user_id) for commit in commits for event in commit.events} - pasts.keys()

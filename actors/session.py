@@ -6,11 +6,13 @@ from uuid import UUID
 import structlog
 import trio
 
+from engine.alerts import apply_alerting, rouses
 from engine.dirty import DirtyUsers
 from engine.event import Event, UserKey
 from engine.ports import DeadLetter, Journal, SessionRow, Snapshot
 from engine.rows import Past, StoredRows, decode_state, encode_state, session_rows
 from engine.session import UserState, merge
+from engine.view import Thresholds
 from engine.watermark import Part
 
 from .mailbox import Mailbox
@@ -42,6 +44,7 @@ class SessionContext(NamedTuple):
     mailboxes: Mailboxes
     crowded: set[UserKey]  # students whose mailbox is half full: time to refuse more at the edge
     source: Journal  # what a damaged state is rebuilt from
+    thresholds: Thresholds
 
 
 class _PoisonError(Exception):
@@ -189,7 +192,11 @@ class SessionActor:
             if seq <= applied:
                 continue
             try:
-                state.apply(event, received_at, idle_ms)
+                if rouses(state, event):
+                    for alert in apply_alerting(state, event, received_at, idle_ms, context.thresholds):
+                        context.mailboxes.alerts.put(event.class_id, alert)
+                else:
+                    state.apply(event, received_at, idle_ms)
             except Exception as error:
                 raise _PoisonError(seq) from error
         if applied:

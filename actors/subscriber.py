@@ -2,69 +2,89 @@
 
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol, TypeAlias
 
 import trio
+
+# A frame and its seq.
+Frame: TypeAlias = tuple[int, str]
+
+
+class Feed(Protocol):
+    """Where frames come from: the broadcaster."""
+
+    def join(self, subscriber: "Subscriber", topic: str) -> None:
+        """Offer it the topic's frames from now on. Raises UnknownTopicError."""
+
+    def leave(self, subscriber: "Subscriber", topic: str) -> None:
+        """No more of them."""
+
+    def begin(self, topic: str, resume: tuple[str, int] | None) -> list[Frame]:
+        """What a subscription begins with."""
+
+    def catch_up(self, topic: str, seq: int) -> list[Frame]:
+        """What a reader needs that had frame ``seq`` and not the rest. Raises OverloadedError."""
 
 
 class Subscriber:
     """`engine.ports.Outbox`. The broadcaster offers and never waits; the reader takes at its own pace.
 
-    Full policy: at ``capacity`` deltas the topic's frames are dropped and the reader gets a fresh snapshot when it next
-    takes one; values are absolute, so nothing is lost but the steps between.
+    Full policy: at ``capacity`` frames those of the topic are dropped. When the reader next takes one it gets a fresh
+    snapshot, because values are absolute, and then the alerts that it missed, which the topic keeps for all.
     """
 
-    def __init__(
-        self,
-        capacity: int,
-        join: "Callable[[Subscriber, str], None]",
-        leave: "Callable[[Subscriber, str], None]",
-        fresh: Callable[[str], str],
-    ) -> None:
+    def __init__(self, capacity: int, feed: Feed) -> None:
         self._capacity = capacity
-        self._join = join
-        self._leave = leave
-        self._fresh = fresh
-        self._frames: deque[tuple[str, str]] = deque()
-        self._lagging: dict[str, None] = {}  # topics that are due a snapshot, in order
+        self._feed = feed
+        self._frames: deque[tuple[str, Frame]] = deque()
+        self._due: dict[str, Callable[[], list[Frame]]] = {}  # topics whose next frames are made when they are taken
+        self._taken: dict[str, int] = {}  # by topic: seq of the last frame that the reader took
         self._topics: set[str] = set()
         self._filled = trio.Event()
         self.conflated = 0
 
-    def subscribe(self, topic: str) -> None:
+    def subscribe(self, topic: str, resume: tuple[str, int] | None = None) -> None:
         """See `engine.ports.Outbox`."""
-        self._join(self, topic)
+        self._feed.join(self, topic)
         self._topics.add(topic)
+        self._taken.pop(topic, None)
         self._drop(topic)
+        self._due[topic] = lambda: self._feed.begin(topic, resume)
         self._filled.set()
 
     def unsubscribe(self, topic: str) -> None:
         """See `engine.ports.Outbox`."""
         if topic in self._topics:
             self._topics.discard(topic)
-            self._leave(self, topic)
+            self._feed.leave(self, topic)
             self._drop(topic)
-            self._lagging.pop(topic, None)
+            self._due.pop(topic, None)
+            self._taken.pop(topic, None)
 
-    def offer(self, topic: str, frame: str) -> None:
-        """Queue one delta, or fall back to a snapshot. Never waits."""
-        if topic in self._lagging:
+    def offer(self, topic: str, frame: Frame) -> None:
+        """Queue one frame, or fall behind. Never waits."""
+        if topic in self._due:
             return
         if len(self._frames) >= self._capacity:
             self._drop(topic)
+            taken = self._taken[topic]
+            self._due[topic] = lambda: self._feed.catch_up(topic, taken)
             return
         self._frames.append((topic, frame))
         self._filled.set()
 
     async def next_frame(self) -> str:
         """See `engine.ports.Outbox`."""
-        while not self._frames and not self._lagging:
+        while not self._frames and not self._due:
             self._filled = trio.Event()
             await self._filled.wait()
-        if self._frames:
-            return self._frames.popleft()[1]
-        topic = next(iter(self._lagging))
-        del self._lagging[topic]
-        return self._fresh(topic)
+        if not self._frames:
+            topic = next(iter(self._due))
+            make = self._due.pop(topic)
+            self._frames.extend((topic, frame) for frame in make())
+        topic, (seq, text) = self._frames.popleft()
+        self._taken[topic] = seq
+        return text
 
     def close(self) -> None:
         """See `engine.ports.Outbox`."""
@@ -72,8 +92,7 @@ class Subscriber:
             self.unsubscribe(topic)
 
     def _drop(self, topic: str) -> None:
-        """Forget the queued deltas of a topic; its next frame is a snapshot."""
+        """Forget the queued frames of a topic."""
         kept = [item for item in self._frames if item[0] != topic]
         self.conflated += len(self._frames) - len(kept)
         self._frames = deque(kept)
-        self._lagging[topic] = None

@@ -1,117 +1,125 @@
-"""A topic of the live stream: one class, its latest view, its sequence, and who subscribes to it."""
+"""A topic of the live stream: its latest view, its sequence, its alerts, and who subscribes to it.
 
-import heapq
-from typing import Any, Final, TypeAlias
+Every frame takes the next ``seq``, whether anybody gets it or not. A client that had frame ``s`` of this epoch is up to
+date after the parts of the view that changed in frames after ``s``, and the alerts of frames after ``s``.
+"""
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Collection
+from itertools import count, islice
+from typing import Any, Final
 
 import msgspec
 
-from engine.clock import WallClock
-from engine.cohort import Cohort
-from engine.delta import ClassView
-from engine.ports import LiveUser
-from engine.view import Thresholds, user_view
+from engine.alerts import FRAME_ALERTS, KEPT_ALERTS, Alert
+from engine.delta import View
+from engine.errors import OverloadedError
 
-from .subscriber import Subscriber
+from .subscriber import Frame, Subscriber
 
 _encode: Final = msgspec.json.Encoder().encode
-Users: TypeAlias = dict[str, LiveUser]
 
 
-class ClassTopic:
-    """``class:<id>``. Looks at a student only when something happened to it and somebody asks."""
+class Topic(ABC):
+    """What every kind of topic does; each kind knows how to look again at what it shows."""
 
-    def __init__(self, cohort: Cohort, epoch: str, thresholds: Thresholds, clock: WallClock) -> None:
-        self.name = f"class:{cohort.class_id}"
-        self.seq = 0
+    def __init__(self, name: str, epoch: str, first: int, view: View) -> None:
+        """``first``: a seq no frame of an earlier topic of this name had, so that no client resumes with one of it."""
+        self.name = name
+        self.seq = first
         self.subscribers: set[Subscriber] = set()
-        self._cohort = cohort
         self._epoch = epoch
-        self._thresholds = thresholds
-        self._clock = clock
-        self._view = ClassView()
-        self._users: Users = {}
-        self._changed: Users = {}
-        self._resized: set[str] = set()  # notebooks whose number of cells changed
-        self._due: list[tuple[int, str]] = []  # heap: when time alone changes a student's status
-        self._due_at: dict[str, int] = {}  # the entry of the heap that counts
+        self._first = first
+        self._shown = view
+        self._alerts: deque[tuple[int, Alert]] = deque()  # with the seq of their frame
+        self._alerts_lost = 0  # the seq of the last one that is no longer kept
         self._snapshot: str | None = None
 
-    def changed(self, user_id: str, user: LiveUser) -> None:
-        """Something happened to a student."""
-        self._changed[user_id] = user
-
-    def resized(self, path: str) -> None:
-        """The number of cells of a notebook changed: so did everybody's progress on it."""
-        self._resized.add(path)
-
-    def retired(self, user_id: str) -> None:
-        """A student left memory."""
-        self._users.pop(user_id, None)
-        self._changed.pop(user_id, None)
-        self._due_at.pop(user_id, None)
-        self._view.remove(user_id)
-        self._snapshot = None
-
-    @property
-    def empty(self) -> bool:
-        """Whether nothing is known of the class."""
-        return not (self._users or self._changed or self._cohort.notebooks)
-
+    @abstractmethod
     def refresh(self) -> None:
-        """Look at every student that changed, in fact or by the passing of time."""
-        now = self._clock()
-        while self._due and self._due[0][0] <= now:
-            due, user_id = heapq.heappop(self._due)
-            if self._due_at.get(user_id) == due:
-                del self._due_at[user_id]
-                self._changed.setdefault(user_id, self._users[user_id])
-        if self._resized:
-            for user_id, view in self._view.users.items():
-                if view.get("notebook_path") in self._resized:
-                    self._changed.setdefault(user_id, self._users[user_id])
-            self._resized.clear()
-        if not self._changed:
-            return
-        changed, self._changed = self._changed, {}
-        self._users.update(changed)
-        for user_id, user in changed.items():
-            view, due_at = user_view(user.state, now, self._thresholds, self._cohort)
-            self._view.put(user_id, view)
-            self._schedule(user_id, due_at)
-        self._snapshot = None
-        if not self.subscribers:
-            self._view.take_changes()
-
-    def _schedule(self, user_id: str, due_at: int | None) -> None:
-        """One entry a student in the heap: a later due time waits for the earlier one to come up and look again."""
-        known = self._due_at.get(user_id)
-        if due_at is not None and (known is None or due_at < known):
-            self._due_at[user_id] = due_at
-            heapq.heappush(self._due, (due_at, user_id))
+        """Look again at what changed."""
 
     def publish(self) -> None:
         """Make one frame of what changed since the last, encoded once, and offer it to every subscriber."""
         self.refresh()
-        if not self._view.dirty:
-            return
-        self.seq += 1
-        self._snapshot = None  # one made before has the seq before
-        frame = self._frame("delta", "changes", self._view.take_changes())
-        for subscriber in self.subscribers:
-            subscriber.offer(self.name, frame)
+        if self._shown.dirty:
+            self.seq += 1
+            self._snapshot = None  # one made before has the seq before
+            changes = self._shown.take_changes(self.seq)
+            if self.subscribers:
+                self._offer(self._delta(self.seq, changes))
 
-    def snapshot(self) -> str:
+    def tell(self, alerts: Collection[Alert]) -> None:
+        """Make frames of these alerts."""
+        self._snapshot = None
+        waiting = iter(alerts)
+        while share := list(islice(waiting, FRAME_ALERTS)):
+            self.seq += 1
+            self._alerts.extend((self.seq, alert) for alert in share)
+            while len(self._alerts) > KEPT_ALERTS:
+                self._alerts_lost = self._alerts.popleft()[0]
+            if self.subscribers:
+                self._offer(self._told(self.seq, share))
+
+    def snapshot(self) -> Frame:
         """A snapshot frame, as fresh as can be; encoded once however many ask."""
         self.refresh()
         if self._snapshot is None:
-            self._snapshot = self._frame("snapshot", "state", self._view.snapshot())
-        return self._snapshot
+            self._snapshot = self._frame("snapshot", self.seq, "state", self._shown.snapshot())
+        return (self.seq, self._snapshot)
 
-    def overview(self) -> dict[str, Any]:
-        """The snapshot, for the API."""
+    def resume(self, epoch: str, seq: int) -> list[Frame]:
+        """What came after frame ``seq``: a merged delta and the alerts; or a snapshot, when that cannot be told.
+
+        A client that is cut between the two must not miss the second when it resumes with the first's seq. So the
+        first is numbered just before the oldest frame that the second stands for.
+        """
+        serves = self._first <= seq <= self.seq and seq >= max(self._shown.floor, self._alerts_lost)
+        if epoch != self._epoch or not serves:
+            return [self.snapshot()]
+        if seq == self.seq:
+            return [self._delta(seq, {})]
+        missed = self._missed(seq)
+        numbers = {number for number, _ in missed}
+        first_delta = next(number for number in count(seq + 1) if number not in numbers)
+        alerts = [alert for _, alert in missed]
+        if not alerts:
+            return [self._delta(self.seq, self._shown.since(seq))]
+        if first_delta > self.seq:
+            return [self._told(self.seq, alerts)]
+        changes = self._shown.since(seq)
+        if missed[0][0] > first_delta:
+            return [self._delta(missed[0][0] - 1, changes), self._told(self.seq, alerts)]
+        return [self._told(first_delta - 1, alerts), self._delta(self.seq, changes)]
+
+    def catch_up(self, seq: int) -> list[Frame]:
+        """For a reader that fell behind after frame ``seq``: a snapshot, and the alerts that it missed.
+
+        Raises OverloadedError when not all of these are kept.
+        """
+        if seq < self._alerts_lost:
+            raise OverloadedError(f"over {KEPT_ALERTS} alerts of {self.name} wait")
+        missed = self._missed(seq)
+        if not missed:
+            return [self.snapshot()]
         self.refresh()
-        return {"epoch": self._epoch, "seq": self.seq, "state": self._view.snapshot()}
+        before = missed[0][0] - 1
+        snapshot = self._frame("snapshot", before, "state", self._shown.snapshot())
+        return [(before, snapshot), self._told(self.seq, [alert for _, alert in missed])]
 
-    def _frame(self, kind: str, field: str, content: dict[str, Any]) -> str:
-        body = {"type": kind, "topic": self.name, "epoch": self._epoch, "seq": self.seq, field: content}
-        return _encode(body).decode()
+    def _missed(self, seq: int) -> list[tuple[int, Alert]]:
+        return [kept for kept in self._alerts if kept[0] > seq]
+
+    def _offer(self, frame: Frame) -> None:
+        for subscriber in self.subscribers:
+            subscriber.offer(self.name, frame)
+
+    def _delta(self, seq: int, changes: dict[str, Any]) -> Frame:
+        return (seq, self._frame("delta", seq, "changes", changes))
+
+    def _told(self, seq: int, alerts: Collection[Alert]) -> Frame:
+        return (seq, self._frame("alerts", seq, "alerts", [alert.view() for alert in alerts]))
+
+    def _frame(self, kind: str, seq: int, field: str, content: Any) -> str:
+        return _encode({"type": kind, "topic": self.name, "epoch": self._epoch, "seq": seq, field: content}).decode()

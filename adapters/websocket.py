@@ -12,7 +12,7 @@ from wsproto.frame_protocol import CloseReason
 
 from adapters.http.messages import Request
 from adapters.http.reader import Refusal
-from engine.errors import UnknownTopicError
+from engine.errors import OverloadedError, UnknownTopicError
 from engine.ports import LiveFeed, Outbox
 
 SUBPROTOCOL: Final = "classpulse.v1"
@@ -25,8 +25,16 @@ _CLOSE_S: Final = 1.0
 _HANDSHAKE_S: Final = 10.0
 
 _encode: Final = msgspec.json.Encoder().encode
+_convert: Final = msgspec.convert
 _decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
 log = structlog.get_logger("stream")
+
+
+class _Position(msgspec.Struct):
+    """The last frame of a topic that a client had."""
+
+    epoch: str
+    seq: int
 
 
 class StreamEndpoint:
@@ -121,8 +129,12 @@ class StreamEndpoint:
 
 async def _send_frames(socket: WebSocketConnection, outbox: Outbox) -> None:
     with suppress(ConnectionClosed):
-        while True:
-            await socket.send_message(await outbox.next_frame())
+        try:
+            while True:
+                await socket.send_message(await outbox.next_frame())
+        except OverloadedError as fault:
+            log.info("subscriber is too slow; closing", reason=str(fault))
+            await _close(socket, CloseReason.TRY_AGAIN_LATER, "too slow: alerts were lost; connect again")
 
 
 async def _receive(socket: WebSocketConnection, outbox: Outbox) -> None:
@@ -154,12 +166,17 @@ def _answer(text: str | bytes, outbox: Outbox, topics: set[str]) -> dict[str, An
             outbox.unsubscribe(name)
         topics.difference_update(names)
         return None
-    if len(topics | set(names)) > MAX_TOPICS:
+    if len(topics.union(names)) > MAX_TOPICS:
         return _error("too_many_topics", f"at most {MAX_TOPICS} topics a subscriber")
+    try:
+        resume = _convert({} if message.get("resume") is None else message["resume"], dict[str, _Position])
+    except msgspec.ValidationError:
+        return _error("bad_resume", 'resume must be an object of {"epoch": "…", "seq": n} by topic')
     faults = []
     for name in names:
+        position = resume.get(name)
         try:
-            outbox.subscribe(name)
+            outbox.subscribe(name, None if position is None else (position.epoch, position.seq))
             topics.add(name)
         except UnknownTopicError as fault:
             faults.append(str(fault))

@@ -265,12 +265,16 @@ def _assemble(
     mailboxes = Mailboxes()
     watermark = Watermark()
     retire_after_ms = int(settings.session.retire_after_s * 1000)
-    context = SessionContext(
-        journal.id.hex, int(settings.session.idle_timeout_s * 1000), dirty, mailboxes, set(), journal
+    thresholds = Thresholds(
+        idle_after_ms=int(settings.session.idle_after_s * 1000),
+        offline_after_ms=int(settings.session.offline_after_s * 1000),
+        stuck_errors=settings.stuck.consecutive_errors,
     )
     queried, answered = Histograms(), Histograms()
     store = PostgresStore(dsn, apply_migrations=settings.postgres.migrate, clock=wall_clock, times=queried)
     queries = PostgresQueries(dsn, queried)
+    idle_ms = int(settings.session.idle_timeout_s * 1000)
+    context = SessionContext(journal.id.hex, idle_ms, dirty, mailboxes, set(), journal, thresholds)
     past = watermark.open(journal.last_seq, 1)  # recovery's share: all that is in the journal already
     limits = Limits(settings.limits.users_per_class, settings.limits.notebooks_per_class)
     router = Router(journal, context, watermark, limits=limits, retire_after_ms=retire_after_ms, clock=wall_clock)
@@ -290,14 +294,11 @@ def _assemble(
     broadcaster = Broadcaster(
         router,
         mailboxes,
-        thresholds=Thresholds(
-            idle_after_ms=int(settings.session.idle_after_s * 1000),
-            offline_after_ms=int(settings.session.offline_after_s * 1000),
-            stuck_errors=settings.stuck.consecutive_errors,
-        ),
+        thresholds=thresholds,
         interval_s=settings.broadcast.interval_ms / 1000,
         outbox_frames=settings.broadcast.outbox_frames,
         clock=wall_clock,
+        facts=lambda: {"journal": journal.health, store.name: writer.health},
     )
     upkeep = Upkeep(
         store,

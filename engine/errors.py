@@ -59,6 +59,10 @@ class UnknownTopicError(ClasspulseError):
     """A subscriber asked for a topic that does not exist; the message says which, and what topics there are."""
 
 
+class OverloadedError(ClasspulseError):
+    """A subscriber reads so slowly that alerts it has not had are no longer kept (close code 1013)."""
+
+
 def flatten(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
     """The exceptions in a group, however deep."""
     found: list[BaseException] = []

@@ -36,6 +36,11 @@ def session_uuid(class_id: str, user_id: str, notebook_path: str, session: str) 
     return _v5("session", class_id, user_id, notebook_path, session)
 
 
+def alert_uuid(class_id: str, user_id: str, event_id: str, kind: str) -> uuid.UUID:
+    """The id of the alert of this kind that an event raises: the same after a replay."""
+    return _v5("alert", class_id, user_id, event_id, kind)
+
+
 def uuid7() -> str:
     """A new UUIDv7 (RFC 9562 section 5.7) as text: 48 bits of Unix ms, then random bits."""
     value = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)

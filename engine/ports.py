@@ -179,8 +179,12 @@ class LiveUser(Protocol):
 class Outbox(Protocol):
     """One subscriber's frames, as the WebSocket adapter sees it. Bounded: a slow one gets fewer, fresher frames."""
 
-    def subscribe(self, topic: str) -> None:
-        """Queue a snapshot of the topic, then its deltas. Raises UnknownTopicError."""
+    def subscribe(self, topic: str, resume: tuple[str, int] | None = None) -> None:
+        """Queue a snapshot of the topic, then its frames. Raises UnknownTopicError.
+
+        ``resume``: epoch and seq of the last frame that the client had; if the topic can tell what came since, that
+        is queued in the snapshot's place.
+        """
 
     def unsubscribe(self, topic: str) -> None:
         """No more frames of this topic."""
@@ -190,7 +194,7 @@ class Outbox(Protocol):
         """How many frames were dropped because its reader was slow."""
 
     async def next_frame(self) -> str:
-        """Wait for the next frame to send, as JSON text."""
+        """Wait for the next frame to send, as JSON text. Raises OverloadedError when alerts are lost by now."""
 
     def close(self) -> None:
         """Forget every subscription."""

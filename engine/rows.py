@@ -1,10 +1,11 @@
 """From live state to the rows that a store keeps of it."""
 
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 
 import msgspec
 
+from engine.clock import rfc3339
 from engine.event import UserKey
 from engine.ids import session_uuid
 from engine.ports import SessionRow
@@ -35,6 +36,24 @@ def _row(state: UserState, session: Session) -> SessionRow:
         executions=session.executions,
         errors=session.errors,
     )
+
+
+def session_view(user_id: str, class_id: str, row: SessionRow) -> dict[str, Any]:
+    """A session as queries and the stream show it: JSON values, absent ones left out."""
+    session = {
+        "id": str(row.id),
+        "user_id": user_id,
+        "class_id": class_id,
+        "notebook_path": row.notebook_path,
+        "session_id": row.client_session,
+        "started_at": rfc3339(row.started_at),
+        "ended_at": rfc3339(row.ended_at),
+        "closed": row.closed,
+        "total_duration_ms": row.ended_at - row.started_at,
+        "cell_executions": row.executions,
+        "error_count": row.errors,
+    }
+    return {key: value for key, value in session.items() if value is not None}
 
 
 class StoredRows:

@@ -76,10 +76,13 @@ class Cell(msgspec.Struct, array_like=True, gc=False):
 
 
 class Result(msgspec.Struct, array_like=True, gc=False, frozen=True):
-    """How the last run of a cell ended."""
+    """How the last run of a cell ended, and how many there were."""
 
     order: Order
     ok: bool
+    executions: int = 0
+    errors: int = 0
+    duration_ms: float | None = None  # of the last run
 
 
 class Notebook(msgspec.Struct, array_like=True, gc=False):
@@ -193,10 +196,19 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
             if newest or notebook.cell is None or order > notebook.cell[0]:
                 notebook.cell = (order, index)
             known = notebook.results.get(index)
-            if newest or known is None or order > known.order:
-                notebook.results[index] = Result(order, not failed)
-                if known is None:
-                    trim(notebook.results, MAX_CELLS, _result_order)
+            executed = event.event_type == CELL_EXECUTED
+            if known is None:
+                notebook.results[index] = Result(
+                    order, not failed, int(executed), int(failed), event.execution_duration_ms
+                )
+                trim(notebook.results, MAX_CELLS, _result_order)
+            else:
+                executions, errors = known.executions + executed, known.errors + failed
+                notebook.results[index] = (
+                    Result(order, not failed, executions, errors, event.execution_duration_ms)
+                    if newest or order > known.order
+                    else Result(known.order, known.ok, executions, errors, known.duration_ms)
+                )
         cell = notebook.cells.get(key)
         if cell is None:
             cell = notebook.cells[key] = Cell()
@@ -348,9 +360,14 @@ def _merge_notebook(left: Notebook, right: Notebook) -> None:
     left.cell = latest(left.cell, right.cell)
     for index, result in right.results.items():
         mine = left.results.get(index)
-        if mine is None or result.order > mine.order:
+        if mine is None:
             left.results[index] = result
             trim(left.results, MAX_CELLS, _result_order)
+        else:
+            last = result if result.order > mine.order else mine
+            left.results[index] = Result(
+                last.order, last.ok, mine.executions + result.executions, mine.errors + result.errors, last.duration_ms
+            )
     for key, cell in right.cells.items():
         known = left.cells.get(key)
         if known is None:

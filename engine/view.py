@@ -30,8 +30,8 @@ def user_view(state: UserState, now: int, thresholds: Thresholds, cohort: Cohort
     """The user's object at ``now`` (ms), and when time alone will next change it (ms; None: never)."""
     sessions = state.visible_sessions()
     status, presence_until = _presence(state, sessions, now, thresholds)
-    consecutive, stuck_since = _trouble(state, thresholds)
-    help_since, help_until = _help(state, now)
+    consecutive, stuck_since = trouble(state, thresholds)
+    help_since, help_until = help_wanted(state, now)
     if help_since is not None:
         status = "help"
     elif stuck_since is not None:
@@ -66,7 +66,7 @@ def _presence(state: UserState, sessions: list[Session], now: int, thresholds: T
     return ("idle", offline_at) if now >= idle_at else ("active", idle_at)
 
 
-def _trouble(state: UserState, thresholds: Thresholds) -> tuple[int, int | None]:
+def trouble(state: UserState, thresholds: Thresholds) -> tuple[int, int | None]:
     """Consecutive errors of the most recently run cell, and since when (event time, ms) they make the student stuck."""
     if state.run is None or not state.run[3]:
         return 0, None
@@ -78,7 +78,7 @@ def _trouble(state: UserState, thresholds: Thresholds) -> tuple[int, int | None]
     return consecutive, failures[min(thresholds.stuck_errors, len(failures)) - 1].time
 
 
-def _help(state: UserState, now: int) -> tuple[int | None, int | None]:
+def help_wanted(state: UserState, now: int) -> tuple[int | None, int | None]:
     """Since when (event time, ms) help is wanted, and when silence will end it (ms)."""
     since = state.help.since
     if since is None or not state.help.repeats:

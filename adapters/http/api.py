@@ -19,11 +19,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from engine.clock import rfc3339
 from engine.decode import DEFAULT_CLASS, is_class_id, tidy_user_id
 from engine.errors import StoreRefusedError, StoreUnavailableError
 from engine.measures import Histograms
 from engine.ports import LiveFeed, SessionQueries, SessionRow
+from engine.rows import session_view
 
 from .docs_page import page
 
@@ -151,7 +151,7 @@ class _Routes:
                 rows[row.id] = row
         page = sorted(rows.values(), key=_order, reverse=True)
         answer: dict[str, Any] = {"user_id": user_id, "class_id": class_id}
-        answer["sessions"] = [_session(user_id, class_id, row) for row in page[:limit]]
+        answer["sessions"] = [session_view(user_id, class_id, row) for row in page[:limit]]
         if len(page) > limit:
             started_at, row_id = _order(page[limit - 1])
             answer["next_cursor"] = urlsafe_b64encode(f"{started_at}.{row_id.hex}".encode()).decode()
@@ -177,23 +177,6 @@ class _Routes:
     async def metrics(self, request: Request) -> Response:  # noqa: ARG002
         text, content_type = self._metrics()
         return Response(text, headers={"content-type": content_type})
-
-
-def _session(user_id: str, class_id: str, row: SessionRow) -> dict[str, Any]:
-    session = {
-        "id": str(row.id),
-        "user_id": user_id,
-        "class_id": class_id,
-        "notebook_path": row.notebook_path,
-        "session_id": row.client_session,
-        "started_at": rfc3339(row.started_at),
-        "ended_at": rfc3339(row.ended_at),
-        "closed": row.closed,
-        "total_duration_ms": row.ended_at - row.started_at,
-        "cell_executions": row.executions,
-        "error_count": row.errors,
-    }
-    return {key: value for key, value in session.items() if value is not None}
 
 
 def _order(row: SessionRow) -> tuple[int, UUID]:

@@ -105,7 +105,7 @@ async def test_operators_hear_of_it_once_a_minute(autojump_clock, world):
     await world.post(event("ann"), event("bob"), event("cid"))
     for expected in (1, 0):
         refused(world, event("dan"))
-        assert len(world.mailboxes.ops.take_all()) == expected
+        assert len(world.mailboxes.told()) == expected
     await trio.sleep(61)
     refused(world, event("dan"))
-    assert world.mailboxes.ops.take_all() == {("class is full", "default", "limits.users_per_class"): USERS}
+    assert world.mailboxes.told() == {("class is full", "default", "limits.users_per_class"): USERS}

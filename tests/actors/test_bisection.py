@@ -81,7 +81,7 @@ async def test_a_state_that_is_refused_holds_nobody_back_and_is_tried_again_late
     assert len(world.stored_ids) == 2
     assert ("default", "ann") not in world.store.states
     assert world.journal.trimmed_to == 2
-    assert ("state could not be stored", "default", "ann") in world.mailboxes.ops.take_all()
+    assert ("state could not be stored", "default", "ann") in world.mailboxes.told()
     refuse(world)
     events.append(run("ann"))
     await world.post(events[-1])

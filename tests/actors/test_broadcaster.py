@@ -126,7 +126,17 @@ async def test_classes_are_topics_of_their_own(autojump_clock, world):
 
 async def test_an_unknown_topic_is_named(autojump_clock, world):
     outbox = world.broadcaster.connect()
-    for name in ("nothing", "class:", "class:a b", "user:x/y"):
+    for name in (
+        "nothing",
+        "class:",
+        "class:a b",
+        "class:a/b",
+        "user:x",
+        "user:x/",
+        "user:x/%ff",
+        "notebook:a b/n",
+        "ops:",
+    ):
         with pytest.raises(UnknownTopicError, match="class:<class id>"):
             outbox.subscribe(name)
 
@@ -160,22 +170,53 @@ async def test_a_slow_subscriber_gets_a_fresh_snapshot_and_delays_nobody(autojum
     assert slow.state == quick.state
 
 
+async def test_operators_are_told_of_what_needs_them(autojump_clock, world):
+    outbox = world.broadcaster.connect()
+    outbox.subscribe("ops")
+    assert json.loads(await outbox.next_frame())["state"]["students"] == 0
+    world.mailboxes.alert("class is full", "default", "users", "20000 users")
+    while (frame := json.loads(await outbox.next_frame()))["type"] != "alerts":
+        assert frame["type"] == "delta"
+    (alert,) = frame["alerts"]
+    assert (alert["alert"], alert["class_id"], alert["subject"]) == ("class_is_full", "default", "users")
+    assert alert["message"] == "20000 users"
+
+
+async def test_an_alert_does_not_wait_for_the_interval(autojump_clock, world):
+    watcher = Watcher(world)
+    await watcher.take()
+    await world.post(run(has_error=True))
+    began = trio.current_time()
+    assert json.loads(await watcher.outbox.next_frame())["type"] == "alerts"
+    assert trio.current_time() - began <= 0.02
+
+
 # --- the outbox alone
 
 
 class Topics:
+    """`actors.subscriber.Feed`."""
+
     def __init__(self):
-        self.made = 0
+        self.made = []
         self.members = set()
 
     def outbox(self, capacity=3):
-        return Subscriber(
-            capacity, lambda _, name: self.members.add(name), lambda _, name: self.members.discard(name), self.fresh
-        )
+        return Subscriber(capacity, self)
 
-    def fresh(self, topic):
-        self.made += 1
-        return json.dumps({"snapshot": topic, "made": self.made})
+    def join(self, subscriber, topic):
+        self.members.add(topic)
+
+    def leave(self, subscriber, topic):
+        self.members.discard(topic)
+
+    def begin(self, topic, resume):
+        self.made.append(("begin", topic, resume))
+        return [(1, f"{topic} begins")]
+
+    def catch_up(self, topic, seq):
+        self.made.append(("catch up", topic, seq))
+        return [(100, f"{topic} caught up"), (101, f"alerts of {topic}")]
 
 
 async def test_an_outbox_conflates_one_topic_and_keeps_the_others():
@@ -184,23 +225,38 @@ async def test_an_outbox_conflates_one_topic_and_keeps_the_others():
     for name in ("a", "b"):
         outbox.subscribe(name)
         await outbox.next_frame()
-    outbox.offer("b", "b1")
-    for number in range(10):
-        outbox.offer("a", f"a{number}")
-    assert await outbox.next_frame() == "b1"
-    assert json.loads(await outbox.next_frame())["snapshot"] == "a"
-    outbox.offer("a", "a10")
-    assert await outbox.next_frame() == "a10"
+    outbox.offer("b", (2, "b2"))
+    for number in range(2, 12):
+        outbox.offer("a", (number, f"a{number}"))
+    assert await outbox.next_frame() == "b2"
+    assert await outbox.next_frame() == "a caught up"
+    assert topics.made[-1] == ("catch up", "a", 1)
+    outbox.offer("a", (102, "a102"))
+    assert [await outbox.next_frame() for _ in range(2)] == ["alerts of a", "a102"]
 
 
-async def test_a_snapshot_is_made_when_it_is_taken():
+async def test_who_falls_behind_in_the_middle_of_catching_up_begins_again_from_there():
     topics = Topics()
     outbox = topics.outbox()
     outbox.subscribe("a")
-    outbox.offer("a", "the snapshot will hold it")
-    assert topics.made == 0
     await outbox.next_frame()
-    assert topics.made == 1
+    for number in range(2, 12):
+        outbox.offer("a", (number, f"a{number}"))
+    assert await outbox.next_frame() == "a caught up"
+    for number in range(102, 112):
+        outbox.offer("a", (number, f"a{number}"))
+    await outbox.next_frame()
+    assert topics.made[-1] == ("catch up", "a", 100)
+
+
+async def test_what_a_subscription_begins_with_is_made_when_it_is_taken():
+    topics = Topics()
+    outbox = topics.outbox()
+    outbox.subscribe("a", ("epoch", 7))
+    outbox.offer("a", (2, "the beginning will hold it"))
+    assert topics.made == []
+    assert await outbox.next_frame() == "a begins"
+    assert topics.made == [("begin", "a", ("epoch", 7))]
 
 
 async def test_a_reader_that_waits_is_woken(autojump_clock):
@@ -217,13 +273,13 @@ async def test_a_reader_that_waits_is_woken(autojump_clock):
         await trio.testing.wait_all_tasks_blocked()
         outbox.subscribe("a")
         await trio.testing.wait_all_tasks_blocked()
-        outbox.offer("a", "a1")
+        outbox.offer("a", (2, "a2"))
         await trio.testing.wait_all_tasks_blocked()
-        assert taken[1:] == ["a1"]
-        for number in range(10):
-            outbox.offer("a", f"a{number}")
+        assert taken[1:] == ["a2"]
+        for number in range(3, 13):
+            outbox.offer("a", (number, f"a{number}"))
         await trio.testing.wait_all_tasks_blocked()
-        assert json.loads(taken[-1])["snapshot"] == "a"
+        assert "a caught up" in taken
         nursery.cancel_scope.cancel()
 
 

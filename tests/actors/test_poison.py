@@ -205,7 +205,7 @@ async def test_three_in_a_minute_park_that_student_until_the_time_is_over(autoju
     assert len(world.stored_ids) == 9
     await until(lambda: len(world.store.dead_letters) == 6)
     assert [kind for _, kind in letters(world)] == ["ValueError"] * 3 + ["Parked"] * 3
-    ((what, class_id, user_id),) = world.mailboxes.ops.take_all()
+    ((what, class_id, user_id),) = world.mailboxes.told()
     assert (what, class_id, user_id) == ("student parked", "default", "ann")
     await trio.sleep(session_module.PARK_S)
     late = [run(), run()]

@@ -27,6 +27,7 @@ from tests.e2e.merge_patch import merged
 IDLE_MS = 1_800_000
 RETIRE_MS = 3_600_000
 INTERVAL_S = 0.1
+THRESHOLDS = Thresholds(180_000, 600_000, 3)
 OUTBOX_FRAMES = 4
 LIMITS = Limits(20_000, 2000)
 
@@ -39,6 +40,23 @@ class Clock:
         return self.now
 
 
+class NotedMailboxes(Mailboxes):
+    """They note what operators are told: the broadcaster empties the mailbox itself."""
+
+    def __init__(self):
+        super().__init__()
+        self._told = {}
+
+    def alert(self, what, class_id, subject, message):
+        super().alert(what, class_id, subject, message)
+        self._told[what, class_id, subject] = message
+
+    def told(self):
+        """What they were told since the last call."""
+        told, self._told = self._told, {}
+        return told
+
+
 class World:
     """`start` it, `crash` it, and start another on the same journal and store."""
 
@@ -48,10 +66,12 @@ class World:
         self.store = store or MemoryStore()
         self._outer = nursery
         self._scope = trio.CancelScope()
-        self.mailboxes = Mailboxes()
+        self.mailboxes = NotedMailboxes()
         self.dirty = DirtyUsers()
         self.watermark = Watermark()
-        context = SessionContext(self.journal.id.hex, IDLE_MS, self.dirty, self.mailboxes, set(), self.journal)
+        context = SessionContext(
+            self.journal.id.hex, IDLE_MS, self.dirty, self.mailboxes, set(), self.journal, THRESHOLDS
+        )
         past = self.watermark.open(self.journal.last_seq, 1)
         self.router = Router(
             self.journal, context, self.watermark, limits=limits, retire_after_ms=RETIRE_MS, clock=self.clock
@@ -79,10 +99,11 @@ class World:
         self.broadcaster = Broadcaster(
             self.router,
             self.mailboxes,
-            thresholds=Thresholds(180_000, 600_000, 3),
+            thresholds=THRESHOLDS,
             interval_s=INTERVAL_S,
             outbox_frames=OUTBOX_FRAMES,
             clock=self.clock,
+            facts=lambda: {"store": self.writer.health},
         )
 
     async def start(self):
@@ -150,21 +171,27 @@ class Watcher:
         self.outbox = world.broadcaster.connect()
         self.outbox.subscribe(topic)
         self.frames = []
+        self.alerts = []
         self.state = None
         self.seq = None
 
     async def take(self):
-        """The next frame, applied to the copy; its seq must follow."""
-        with trio.fail_after(60):
-            frame = json.loads(await self.outbox.next_frame())
-        self.frames.append(frame)
-        if frame["type"] == "snapshot":
-            self.state = frame["state"]
-        else:
-            assert frame["seq"] == self.seq + 1
-            self.state = merged(self.state, frame["changes"])
-        self.seq = frame["seq"]
-        return frame
+        """The next snapshot or delta, applied to the copy; alerts before it are kept apart. Each seq must follow."""
+        while True:
+            with trio.fail_after(60):
+                frame = json.loads(await self.outbox.next_frame())
+            self.frames.append(frame)
+            if frame["type"] == "snapshot":
+                self.state = frame["state"]
+            else:
+                assert frame["seq"] == self.seq + 1
+            self.seq = frame["seq"]
+            if frame["type"] == "alerts":
+                self.alerts += frame["alerts"]
+                continue
+            if frame["type"] == "delta":
+                self.state = merged(self.state, frame["changes"])
+            return frame
 
     async def nothing_more(self):
         with trio.move_on_after(10 * INTERVAL_S):

@@ -67,7 +67,7 @@ class Outbox:
     def __init__(self):
         self._send, self._receive = trio.open_memory_channel(10)
 
-    def subscribe(self, topic):
+    def subscribe(self, topic, resume=None):
         self._send.send_nowait(json.dumps({"subscribed": topic}))
 
     def unsubscribe(self, topic):

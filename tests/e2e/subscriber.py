@@ -32,7 +32,9 @@ class Subscriber:
         self.websocket = websocket
         self.frames: list[dict[str, Any]] = []
         self.topics: dict[str, Topic] = {}
+        self.alerts: dict[str, list[dict[str, Any]]] = {}  # by topic
         self.faults: list[str] = []  # frames out of sequence
+        self._resumed: set[str] = set()  # topics in whose seq a merged delta may jump
         self.close_code: int | None = None
         self._stream = stream
         self._news = trio.Event()
@@ -56,6 +58,15 @@ class Subscriber:
         await self.send({"type": "subscribe", "topics": [topic]})
         await self.until(lambda: topic in self.topics, what=f"snapshot of {topic}")
         return self.topics[topic]
+
+    async def resume(self, topic: str, held: Topic) -> None:
+        """Go on from what another client held when it was cut, and wait for the first frame."""
+        self.topics[topic] = held
+        self._resumed.add(topic)
+        before = len(self.frames)
+        position = {"epoch": held.epoch, "seq": held.seq}
+        await self.send({"type": "subscribe", "topics": [topic], "resume": {topic: position}})
+        await self.until(lambda: len(self.frames) > before, what=f"an answer to the resume of {topic}")
 
     async def unsubscribe(self, topic: str) -> None:
         await self.send({"type": "unsubscribe", "topics": [topic]})
@@ -112,9 +123,20 @@ class Subscriber:
         if frame["type"] == "snapshot":
             self.topics[frame["topic"]] = Topic(frame["epoch"], frame["seq"], frame["state"])
             return
-        if known is None or (frame["epoch"], frame["seq"]) != (known.epoch, known.seq + 1):
+        if known is None or frame["epoch"] != known.epoch or not self._follows(frame, known.seq):
             self.faults.append(f"{frame['type']} {frame['epoch']}/{frame['seq']} after {known}")
             return
         known.seq = frame["seq"]
         if frame["type"] == "delta":
             known.state = merged(known.state, frame["changes"])
+        else:
+            self.alerts.setdefault(frame["topic"], []).extend(frame["alerts"])
+
+    def _follows(self, frame: dict[str, Any], seq: int) -> bool:
+        number: int = frame["seq"]
+        return number == seq + 1 or (frame["topic"] in self._resumed and number >= seq)
+
+    def alerts_of(self, user_id: str, topic: str = "class:default") -> list[str]:
+        """The kinds of a user's alerts, in the order they came; without clusters, which others share in."""
+        kinds = [alert["alert"] for alert in self.alerts.get(topic, []) if alert["user_id"] == user_id]
+        return [kind for kind in kinds if kind != "error_cluster"]

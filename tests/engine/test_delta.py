@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.cohort import Cohort
-from engine.delta import ClassView, diff
+from engine.delta import MAX_GONE, ClassView, Document, diff
 from engine.view import STATUSES, Thresholds, UserView, user_view
 from tests.e2e.merge_patch import merged
 from tests.engine.strategies import START, event_lists, many, state_of
@@ -64,6 +64,7 @@ steps = many(
         st.tuples(st.just("remove"), _user_ids),
         st.tuples(st.just("frame")),
         st.tuples(st.just("join")),
+        st.tuples(st.just("cut")),
     ),
     30,
 )
@@ -73,6 +74,8 @@ steps = many(
 def test_every_subscriber_ends_with_the_class_as_it_is_whenever_it_joined(taken):
     view = ClassView()
     clients = [copied(view.snapshot())]
+    frame = 0
+    cut = []  # clients that went away, and the frame they had
     for step in [*taken, ("frame",)]:
         match step:
             case ("put", user, seen):
@@ -81,12 +84,17 @@ def test_every_subscriber_ends_with_the_class_as_it_is_whenever_it_joined(taken)
                 view.remove(user)
             case ("join",):
                 clients.append(copied(view.snapshot()))
+            case ("cut",):
+                cut.append((frame, clients.pop() if len(clients) > 1 else copied(view.snapshot())))
             case ("frame",):
-                changes = view.take_changes()
+                frame += 1
+                changes = view.take_changes(frame)
                 clients = [merged(client, changes) for client in clients]
                 assert not view.dirty
                 assert all(client == view.snapshot() for client in clients)
     assert all(client == copied(view.snapshot()) for client in clients)
+    for seq, client in cut:
+        assert merged(client, view.since(seq)) == view.snapshot()
 
 
 @given(steps)
@@ -118,22 +126,22 @@ def test_a_patch_turns_the_old_object_into_the_new_and_tells_only_what_changed(o
 def test_a_student_gone_and_back_within_a_frame_leaves_nothing_of_the_old_object(before, after):
     view = ClassView()
     view.put("ana", user_view(state_of(before), START, THRESHOLDS, Cohort("default"))[0])
-    view.take_changes()
+    view.take_changes(1)
     client = copied(view.snapshot())
     view.remove("ana")
     view.put("ana", user_view(state_of(after), START, THRESHOLDS, Cohort("default"))[0])
-    assert merged(client, view.take_changes()) == view.snapshot()
+    assert merged(client, view.take_changes(1)) == view.snapshot()
 
 
 def test_who_joins_between_frames_learns_that_the_summary_went_back():
     view = ClassView()
     active = {"status": "active", "cell_executions": 0, "error_count": 0}
     view.put("ana", active)
-    view.take_changes()
+    view.take_changes(1)
     view.put("ana", active | {"status": "help"})
     client = copied(view.snapshot())
     view.put("ana", active)
-    assert merged(client, view.take_changes()) == view.snapshot()
+    assert merged(client, view.take_changes(1)) == view.snapshot()
 
 
 def test_a_frame_is_due_only_when_something_changed():
@@ -142,18 +150,54 @@ def test_a_frame_is_due_only_when_something_changed():
     assert not view.dirty
     view.put("ana", seen)
     assert view.dirty
-    view.take_changes()
+    view.take_changes(1)
     view.put("ana", dict(seen))
     assert not view.dirty
     view.remove("ben")
     assert not view.dirty
     view.remove("ana")
-    assert view.take_changes()["users"] == {"ana": None}
+    assert view.take_changes(1)["users"] == {"ana": None}
 
 
 def test_a_frame_tells_the_summary_only_where_it_changed():
     view = ClassView()
     view.put("ana", {"status": "active", "cell_executions": 0, "error_count": 0})
-    view.take_changes()
+    view.take_changes(1)
     view.put("ana", {"status": "active", "cell_executions": 1, "error_count": 0})
-    assert view.take_changes() == {"users": {"ana": {"cell_executions": 1}}, "summary": {"cell_executions": 1}}
+    assert view.take_changes(1) == {
+        "users": {"ana": {"cell_executions": 1}},
+        "summary": {"cell_executions": 1},
+    }
+
+
+def test_who_was_away_for_too_many_retirements_needs_a_snapshot():
+    view = ClassView()
+    seen = {"status": "active", "cell_executions": 0, "error_count": 0}
+    for number in range(MAX_GONE + 1):
+        view.put(f"u{number}", seen)
+    view.take_changes(1)
+    assert view.floor == 0
+    for number in range(MAX_GONE + 1):
+        view.remove(f"u{number}")
+    view.take_changes(2)
+    assert view.floor == 2
+    assert view.since(2)["users"] == {}
+
+
+values = st.one_of(st.integers(0, 2), st.lists(st.integers(0, 1), max_size=2))
+objects = st.dictionaries(st.sampled_from(ODD_IDS[:4]), values)
+
+
+@given(many(st.tuples(objects, st.booleans()), 10))
+def test_a_document_tells_what_changed_since_any_frame(taken):
+    document = Document()
+    had = [(0, {})]
+    for frame, (new, looked) in enumerate(taken, 1):
+        document.put(new)
+        if looked:
+            changes = document.take_changes(frame)
+            assert merged(had[-1][1], changes) == new
+            had.append((frame, new))
+    document.take_changes(len(taken) + 1)
+    for frame, old in had:
+        assert merged(old, document.since(frame)) == document.snapshot()
