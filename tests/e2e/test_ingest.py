@@ -1,5 +1,6 @@
 """The contract's event table and answers, from outside. One daemon; each test has a user of its own."""
 
+import gzip
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -587,3 +588,17 @@ async def test_events_past_a_limit_of_their_class_are_rejected_by_their_index(da
         assert (await api.post([activity(ann), activity(bob)])).json()["accepted"] == 2
         assert set((await api.overview())["state"]["users"]) == {ann, bob}
         assert "class is full" in daemon.stderr
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a/b", "a/sessions", "%2F", "ünï-学", "a?b#c", "..", "__proto__"])
+async def test_a_student_of_any_name_is_found_again(api, name):
+    user = f"{name}{new_user()}"
+    await api.accept(run(user))
+    assert [session["user_id"] for session in await api.sessions(user)] == [user]
+
+
+async def test_a_gzip_body(api):
+    user = new_user()
+    answer = await api.post(gzip.compress(json.dumps(run(user)).encode()), (JSON, ("Content-Encoding", "gzip")))
+    assert (answer.status, answer.json()["accepted"]) == (202, 1)
+    assert (await api.user(user))["cell_executions"] == 1
