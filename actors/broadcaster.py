@@ -13,6 +13,7 @@ from engine.clock import WallClock
 from engine.cohort import Cohort
 from engine.decode import is_class_id
 from engine.errors import UnknownTopicError
+from engine.faults import reach
 from engine.ports import SessionRow
 from engine.view import Thresholds
 
@@ -52,6 +53,7 @@ class Broadcaster:
         """Publish to the classes that are watched, every interval."""
         while True:
             await trio.sleep(self._interval_s)
+            reach("broadcaster.publish")
             if self._watched:  # else the mailboxes conflate until somebody asks
                 self._collect()
                 for topic in list(self._watched.values()):

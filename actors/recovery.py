@@ -10,6 +10,7 @@ import trio
 from engine.clock import WallClock
 from engine.errors import StoreRefusedError, StoreUnavailableError
 from engine.event import Commit, UserKey
+from engine.faults import reach
 from engine.ports import Journal, Store, StoredOffsets
 from engine.rows import Past, user_key
 from engine.session import UserState
@@ -140,6 +141,7 @@ class Recovery:
 
     async def _recover(self) -> None:
         await self._store.open()
+        reach("recovery.load")
         stored = await self._store.offsets(self._journal.id)
         resume = resume_from(self._journal, stored, accept_gap=self._accept_gap)
         for class_id, path, totals in await self._store.notebooks():
@@ -148,6 +150,7 @@ class Recovery:
         pasts = {user_key(state): Past.of(state) for state in recent}
         firsts = await self._replay(resume.snapshots, pasts)
         for key, past in pasts.items():
+            reach("recovery.adopt")
             actor = self._router.adopt_user(past)
             if key in firsts:
                 self._dirty.mark(key, firsts[key], actor)
@@ -183,6 +186,7 @@ class Recovery:
                         else:
                             state.advance(journal_id, seq)
                 await trio.lowlevel.checkpoint()
+                reach("recovery.replay")
             after = commits[-1].last_seq
             if trio.current_time() - said >= _PROGRESS_S:
                 said = trio.current_time()
@@ -215,11 +219,12 @@ class Recovery:
             actors = {key: actor for key, actor in waiting.items() if not actor.settled}
             try:
                 states = await self._store.snapshots(actors)
+                found = {user_key(state): state for state in states}
+                for key, actor in actors.items():
+                    reach("recovery.settle")
+                    state = found.get(key)
+                    actor.adopt(None if state is None else Past.of(state))
             except BaseException:
                 for key, actor in actors.items():
-                    self._unsettled.put(key, actor)
+                    self._unsettled.put(key, actor)  # those that have theirs by now will not take it again
                 raise
-            found = {user_key(state): state for state in states}
-            for key, actor in actors.items():
-                state = found.get(key)
-                actor.adopt(None if state is None else Past.of(state))
