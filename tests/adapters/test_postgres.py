@@ -391,7 +391,9 @@ async def test_killed_within_a_flush_nothing_of_it_is_stored(loop, database, sto
                 while not (await blocker.fetch(waiting))[0][0]:
                     await trio.lowlevel.checkpoint()
             # Not the blocker: with it gone the flush could go through before its own end comes.
-            await blocker.execute("select pg_terminate_backend(pid) from pg_stat_activity where wait_event_type = 'Lock'")
+            await blocker.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity where wait_event_type = 'Lock'"
+            )
         assert len(failures) == 1
         blocker.terminate()
         await store.open()
