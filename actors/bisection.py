@@ -9,6 +9,7 @@ import structlog
 from engine.cohort import NotebookTotals
 from engine.errors import StoreDataError
 from engine.event import Commit, Event, PackedCommit, UserKey
+from engine.faults import reach
 from engine.ports import DeadLetter, Flush, Snapshot, Store
 
 from .mailboxes import Mailboxes
@@ -99,6 +100,7 @@ async def _halve(
     """Write the items, in order; each that cannot be written even alone goes to ``refuse``."""
     if not items:
         return
+    reach("bisection.write")
     try:
         await write(items)
     except StoreDataError as error:

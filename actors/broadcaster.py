@@ -13,6 +13,7 @@ import trio
 from engine.alerts import ops_alert
 from engine.clock import WallClock
 from engine.cohort import Cohort
+from engine.faults import reach
 from engine.ports import SessionRow
 from engine.topics import CLASS, OPS, USER, TopicName, parse_topic
 from engine.view import Thresholds
@@ -66,6 +67,7 @@ class Broadcaster:
             nursery.start_soon(self._publish_alerts, self._mailboxes.ops.wait_filled)
             while True:
                 await trio.sleep(self._interval_s)
+                reach("broadcaster.publish")
                 if self._watched:  # else the mailboxes conflate until somebody asks
                     self.publish()
 

@@ -11,6 +11,7 @@ from engine.alerts import STALE_MS, apply_alerting
 from engine.clock import WallClock
 from engine.errors import StoreRefusedError, StoreUnavailableError
 from engine.event import Commit, Event, UserKey
+from engine.faults import reach
 from engine.ports import Journal, Store, StoredOffsets
 from engine.rows import Past, user_key
 from engine.session import UserState
@@ -142,6 +143,7 @@ class Recovery:
 
     async def _recover(self) -> None:
         await self._store.open()
+        reach("recovery.load")
         stored = await self._store.offsets(self._journal.id)
         resume = resume_from(self._journal, stored, accept_gap=self._accept_gap)
         for class_id, path, totals in await self._store.notebooks():
@@ -150,6 +152,7 @@ class Recovery:
         pasts = {user_key(state): Past.of(state) for state in recent}
         firsts = await self._replay(resume.snapshots, pasts)
         for key, past in pasts.items():
+            reach("recovery.adopt")
             actor = self._router.adopt_user(past)
             if key in firsts:
                 self._dirty.mark(key, firsts[key], actor)
@@ -185,6 +188,7 @@ class Recovery:
                         else:
                             state.advance(journal_id, seq)
                 await trio.lowlevel.checkpoint()
+                reach("recovery.replay")
             after = commits[-1].last_seq
             if trio.current_time() - said >= _PROGRESS_S:
                 said = trio.current_time()
@@ -225,11 +229,12 @@ class Recovery:
             actors = {key: actor for key, actor in waiting.items() if not actor.settled}
             try:
                 states = await self._store.snapshots(actors)
+                found = {user_key(state): state for state in states}
+                for key, actor in actors.items():
+                    reach("recovery.settle")
+                    state = found.get(key)
+                    actor.adopt(None if state is None else Past.of(state))
             except BaseException:
                 for key, actor in actors.items():
-                    self._unsettled.put(key, actor)
+                    self._unsettled.put(key, actor)  # those that have theirs by now will not take it again
                 raise
-            found = {user_key(state): state for state in states}
-            for key, actor in actors.items():
-                state = found.get(key)
-                actor.adopt(None if state is None else Past.of(state))

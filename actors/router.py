@@ -9,12 +9,14 @@ from engine.clock import WallClock
 from engine.cohort import Cohort, NotebookTotals
 from engine.errors import UnavailableError
 from engine.event import Commit, Event, UserKey
+from engine.faults import reach
 from engine.ports import Journal, Settle
 from engine.rows import Past, user_key
-from engine.watermark import Watermark
+from engine.watermark import Part, Watermark
 
 from .admission import Admission, Limits
 from .session import SessionActor, SessionContext
+from .supervisor import supervise
 
 # Commits between the journal and the router. When full, the commit loop waits: the loop is pure computation behind it.
 _MAX_COMMITS: Final = 64
@@ -48,6 +50,9 @@ class Router:
         self._clock = clock
         self._send, self._receive = trio.open_memory_channel[Commit](_MAX_COMMITS)
         self._nursery: trio.Nursery | None = None
+        # The commit that is dispatched, and what of it is still to be delivered once its part of the watermark is open.
+        self._at: Commit | None = None
+        self._rest: tuple[Part, int, dict[UserKey, list[tuple[int, Event]]]] | None = None
         self.users: dict[UserKey, SessionActor] = {}
         self.cohorts: dict[str, Cohort] = {}
         self._admission = Admission(limits, self.users, self.cohorts, context.mailboxes)
@@ -106,16 +111,26 @@ class Router:
             self._nursery = nursery
             task_status.started()
             async with trio.open_nursery() as helpers:
-                helpers.start_soon(self._sweep)
+                helpers.start_soon(supervise, "sweep", self._sweep)
                 with self._receive:
-                    async for commit in self._receive:
-                        self.dispatch(commit)
+                    await supervise("router", self._route)
                 helpers.cancel_scope.cancel()
             for actor in self.users.values():
                 actor.retire()
 
+    async def _route(self) -> None:
+        """Dispatch commits until `finish`. Run again after a failure it goes on where it was, even within a commit."""
+        if self._rest is not None:
+            self._deliver(*self._rest)
+        elif self._at is not None:
+            self.dispatch(self._at)
+        async for commit in self._receive:
+            self.dispatch(commit)
+
     def dispatch(self, commit: Commit) -> None:
         """Split a commit by student; each actor gets its share."""
+        self._at = commit
+        reach("router.dispatch")
         groups: dict[UserKey, list[tuple[int, Event]]] = {}
         observe = self.observe
         for seq, event in enumerate(commit.events, commit.first_seq):
@@ -126,14 +141,25 @@ class Router:
                 groups[key] = [(seq, event)]
             if event.notebook_path is not None:
                 observe(event)
-        part = self._watermark.open(commit.last_seq, len(groups))
-        received_at, users = commit.received_at, self.users
-        for key, events in groups.items():
-            actor = users.get(key)
-            if actor is None:
-                actor = self._spawn(key)
-                self._mailboxes.unsettled.put(key, actor)
-            actor.deliver((part, received_at, events))
+        self._deliver(self._watermark.open(commit.last_seq, len(groups)), commit.received_at, groups)
+
+    def _deliver(self, part: Part, received_at: int, groups: dict[UserKey, list[tuple[int, Event]]]) -> None:
+        """Give each student's actor its share of a part, once."""
+        users = self.users
+        key = next(iter(groups))
+        try:
+            reach("router.deliver")
+            for key, events in groups.items():
+                actor = users.get(key)
+                if actor is None:
+                    actor = self._spawn(key)
+                    self._mailboxes.unsettled.put(key, actor)
+                actor.deliver((part, received_at, events))
+        except BaseException:
+            at = list(groups).index(key)
+            self._rest = (part, received_at, dict(list(groups.items())[at:]))
+            raise
+        self._at = self._rest = None
 
     def observe(self, event: Event) -> None:
         """Let the event's cohort know what it tells of a notebook."""
@@ -179,6 +205,7 @@ class Router:
         """Retire students of whom nothing was received for long, once their state is stored."""
         while True:
             await trio.sleep(_SWEEP_S)
+            reach("router.sweep")
             self.sweep()
 
     def sweep(self) -> None:

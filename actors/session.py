@@ -204,11 +204,11 @@ class SessionActor:
         else:
             state.advance(journal, events[-1][0])
         if not self._marked:
-            self._marked = True
             self._dirty.mark(self.key, events[0][0], self)
+            self._marked = True
         if not self.announced:
-            self.announced = True
             self._changed.put(self.key, self)
+            self.announced = True
         part.done()
 
     # --- what cannot be applied

@@ -1,5 +1,6 @@
 """Supervision: an actor that fails is run again, with backoff; it never takes its siblings down."""
 
+import random
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -12,6 +13,8 @@ from engine.errors import StartError, StoreUnavailableError
 _FIRST_S: Final = 0.1
 _LAST_S: Final = 5.0
 _HELD_OUT_S: Final = 60.0
+# Each pause is shortened by chance to no less than this part: what failed together does not come back together.
+_JITTER: Final = 0.5
 
 log = structlog.get_logger("supervisor")
 
@@ -35,5 +38,5 @@ async def supervise(name: str, run: Callable[[], Awaitable[None]]) -> None:
         else:
             return
         wait = _FIRST_S if trio.current_time() - began > _HELD_OUT_S else wait
-        await trio.sleep(wait)
+        await trio.sleep(wait * random.uniform(_JITTER, 1))  # noqa: S311 - not a secret
         wait = min(wait * 2, _LAST_S)

@@ -7,6 +7,7 @@ import trio
 
 from engine.clock import WallClock
 from engine.errors import StoreRefusedError, StoreUnavailableError
+from engine.faults import reach
 from engine.ports import Retention, Store
 
 from .recovery import Recovery
@@ -37,6 +38,7 @@ class Upkeep:
         """A round once the store is known, and then every hour."""
         await self._recovery.done.wait()
         while True:
+            reach("upkeep.tend")
             try:
                 self._strays = await self._store.tend(self._clock(), self._retention)
             except (StoreUnavailableError, StoreRefusedError) as error:

@@ -13,6 +13,7 @@ import trio
 
 from engine.errors import StoreDataError, StoreRefusedError, StoreUnavailableError
 from engine.event import UserKey
+from engine.faults import reach
 from engine.measures import Histogram
 from engine.ports import Flush, Journal, Store
 from engine.watermark import Watermark
@@ -191,7 +192,9 @@ class StoreWriter:
                 notebooks=[(class_id, path, totals) for (class_id, path), totals in notebooks.items()],
                 dead_letters=list(letters.values()),
             )
+            reach("writer.write")
             refused = await self._write(flush)
+            reach("writer.written")
         except BaseException:
             for actor in self._dirty.failed():
                 actor.unsure()
@@ -208,6 +211,7 @@ class StoreWriter:
             else:
                 actor.stored(snapshot.profile)
         self.offset, self._floor = upto, floor
+        reach("writer.trim")
         await self._journal.trim({self._store.name: upto, f"{self._store.name}.snapshots": floor}, min(upto, floor))
         more = self.offset < self._watermark.value if commits else len(actors) == limit
         return Flushed.PART if more else Flushed.ALL

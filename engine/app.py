@@ -35,6 +35,7 @@ from adapters.postgres.probe import migrate_database, server_version
 from adapters.postgres.queries import PostgresQueries
 from adapters.postgres.store import PostgresStore
 from adapters.systemd import Manager
+from adapters.watchdog import Watchdog
 from adapters.websocket import StreamEndpoint
 from config import Reloader, Settings
 from config.settings import EMBEDDED
@@ -110,6 +111,7 @@ class App:
             async with open_loop(), trio.open_nursery() as services:
                 services.start_soon(self._watch_signals)
                 services.start_soon(self._manager.feed_watchdog)
+                services.start_soon(Watchdog().run)
                 self._manager.status("starting")
                 if self._embedded is not None:
                     await self._start_embedded(services, self._embedded)

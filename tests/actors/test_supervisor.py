@@ -32,13 +32,17 @@ class Failing:
 async def test_it_waits_longer_after_each_failure_up_to_a_bound(autojump_clock, error):
     actor = Failing(9, error)
     await supervise("actor", actor)
-    assert actor.pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0]
+    assert len(actor.pauses) == 9
+    for pause, longest in zip(actor.pauses, [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0], strict=True):
+        assert longest / 2 <= pause <= longest
+    assert len({pause / longest for pause, longest in zip(actor.pauses[-3:], [5.0] * 3, strict=True)}) > 1
 
 
 async def test_one_that_held_out_for_a_while_begins_anew(autojump_clock):
     actor = Failing(5, lasting=61)
     await supervise("actor", actor)
-    assert actor.pauses == [0.1] * 5
+    assert len(actor.pauses) == 5
+    assert all(0.05 <= pause <= 0.1 for pause in actor.pauses)
 
 
 async def test_one_that_returns_is_done(autojump_clock):
@@ -55,8 +59,8 @@ async def test_a_start_error_passes(autojump_clock):
 
 async def test_it_never_takes_its_siblings_down_and_can_be_cancelled(autojump_clock):
     actor = Failing(1_000_000)
-    with trio.move_on_after(100):
+    with trio.move_on_after(40):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(supervise, "failing", actor)
             nursery.start_soon(supervise, "well", trio.sleep_forever)
-    assert len(actor.began) > 20
+    assert len(actor.began) > 10
