@@ -84,7 +84,8 @@ class ConflatingMailbox(Generic[Key, Message]):
     def take_all(self) -> dict[Key, Message]:
         """Everything that waits, oldest key first."""
         taken, self._slots = self._slots, {}
-        self._filled = trio.Event()
+        if taken:  # else somebody may wait for the event that there is
+            self._filled = trio.Event()
         return taken
 
     async def wait_filled(self) -> None:
