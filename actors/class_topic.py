@@ -40,10 +40,18 @@ class ClassTopic(Topic):
         self._resized: set[str] = set()  # notebooks whose number of cells changed
         self._due: list[tuple[int, str]] = []  # heap: when time alone changes a student's status
         self._due_at: dict[str, int] = {}  # the entry of the heap that counts
+        self._oldest_news = 0  # receipt in ms, of what no delta tells yet
 
     def changed(self, user_id: str, user: LiveUser) -> None:
         """Something happened to a student."""
         self._changed[user_id] = user
+        received_at = user.state.last_receipt
+        if not 0 < self._oldest_news <= received_at:
+            self._oldest_news = received_at
+
+    def _news_of(self) -> int:
+        received_at, self._oldest_news = self._oldest_news, 0
+        return received_at
 
     def resized(self, path: str) -> None:
         """The number of cells of a notebook changed: so did everybody's progress on it."""
@@ -125,6 +133,7 @@ class ClassTopic(Topic):
             self.refresh()
         else:
             self.publish()
+            self._oldest_news = 0
         return {"epoch": self._epoch, "seq": self.seq, "state": self._view.snapshot()}
 
     def _schedule(self, user_id: str, due_at: int | None) -> None:

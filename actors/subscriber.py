@@ -2,12 +2,17 @@
 
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol
 
 import trio
 
-# A frame and its seq.
-Frame: TypeAlias = tuple[int, str]
+
+class Frame(NamedTuple):
+    """One frame of a topic."""
+
+    seq: int
+    text: str
+    received_at: int = 0  # ms, when the oldest news in it was received; 0: it tells no news
 
 
 class Feed(Protocol):
@@ -42,6 +47,7 @@ class Subscriber:
         self._topics: set[str] = set()
         self._filled = trio.Event()
         self.conflated = 0
+        self.received_at = 0
 
     def subscribe(self, topic: str, resume: tuple[str, int] | None = None) -> None:
         """See `engine.ports.Outbox`."""
@@ -82,9 +88,10 @@ class Subscriber:
             topic = next(iter(self._due))
             make = self._due.pop(topic)
             self._frames.extend((topic, frame) for frame in make())
-        topic, (seq, text) = self._frames.popleft()
-        self._taken[topic] = seq
-        return text
+        topic, frame = self._frames.popleft()
+        self._taken[topic] = frame.seq
+        self.received_at = frame.received_at
+        return frame.text
 
     def close(self) -> None:
         """See `engine.ports.Outbox`."""

@@ -48,7 +48,11 @@ class Topic(ABC):
             self._snapshot = None  # one made before has the seq before
             changes = self._shown.take_changes(self.seq)
             if self.subscribers:
-                self._offer(self._delta(self.seq, changes))
+                self._offer(self._delta(self.seq, changes)._replace(received_at=self._news_of()))
+
+    def _news_of(self) -> int:
+        """When the oldest of what changed since it was asked last was received, in ms; 0: nobody knows."""
+        return 0
 
     def tell(self, alerts: Collection[Alert]) -> None:
         """Make frames of these alerts."""
@@ -67,7 +71,7 @@ class Topic(ABC):
         self.refresh()
         if self._snapshot is None:
             self._snapshot = self._frame("snapshot", self.seq, "state", self._shown.snapshot())
-        return (self.seq, self._snapshot)
+        return Frame(self.seq, self._snapshot)
 
     def resume(self, epoch: str, seq: int) -> list[Frame]:
         """What came after frame ``seq``: a merged delta and the alerts; or a snapshot, when that cannot be told.
@@ -106,7 +110,7 @@ class Topic(ABC):
         self.refresh()
         before = missed[0][0] - 1
         snapshot = self._frame("snapshot", before, "state", self._shown.snapshot())
-        return [(before, snapshot), self._told(self.seq, [alert for _, alert in missed])]
+        return [Frame(before, snapshot), self._told(self.seq, [alert for _, alert in missed])]
 
     def _missed(self, seq: int) -> list[tuple[int, Alert]]:
         return [kept for kept in self._alerts if kept[0] > seq]
@@ -116,10 +120,11 @@ class Topic(ABC):
             subscriber.offer(self.name, frame)
 
     def _delta(self, seq: int, changes: dict[str, Any]) -> Frame:
-        return (seq, self._frame("delta", seq, "changes", changes))
+        return Frame(seq, self._frame("delta", seq, "changes", changes))
 
     def _told(self, seq: int, alerts: Collection[Alert]) -> Frame:
-        return (seq, self._frame("alerts", seq, "alerts", [alert.view() for alert in alerts]))
+        text = self._frame("alerts", seq, "alerts", [alert.view() for alert in alerts])
+        return Frame(seq, text, min(alert.received_at for alert in alerts))
 
     def _frame(self, kind: str, seq: int, field: str, content: Any) -> str:
         return _encode({"type": kind, "topic": self.name, "epoch": self._epoch, "seq": seq, field: content}).decode()

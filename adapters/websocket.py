@@ -12,7 +12,9 @@ from wsproto.frame_protocol import CloseReason
 
 from adapters.http.messages import Request
 from adapters.http.reader import Refusal
+from engine.clock import WallClock, wall_clock
 from engine.errors import OverloadedError, UnknownTopicError
+from engine.measures import Histogram
 from engine.ports import LiveFeed, Outbox
 
 SUBPROTOCOL: Final = "classpulse.v1"
@@ -40,8 +42,17 @@ class _Position(msgspec.Struct):
 class StreamEndpoint:
     """Serves subscribers; one that fails ends only itself."""
 
-    def __init__(self, feed: LiveFeed, *, origins: Collection[str] = (), heartbeat_s: float = HEARTBEAT_S) -> None:
+    def __init__(
+        self,
+        feed: LiveFeed,
+        *,
+        clock: WallClock = wall_clock,
+        origins: Collection[str] = (),
+        heartbeat_s: float = HEARTBEAT_S,
+    ) -> None:
         self._feed = feed
+        self._clock = clock
+        self.notify_times = Histogram()  # from the receipt of news until the frame that tells it is at the socket
         self._origins = origins
         self._heartbeat_s = heartbeat_s
         self._open: dict[WebSocketConnection, Outbox] = {}
@@ -108,13 +119,26 @@ class StreamEndpoint:
         try:
             async with trio.open_nursery() as tasks:
                 tasks.start_soon(self._heartbeat, socket, tasks.cancel_scope)
-                tasks.start_soon(_send_frames, socket, outbox)
+                tasks.start_soon(self._send_frames, socket, outbox)
                 await _receive(socket, outbox)
                 tasks.cancel_scope.cancel()
         finally:
             del self._open[socket]
             outbox.close()
             self._conflated += outbox.conflated
+
+    async def _send_frames(self, socket: WebSocketConnection, outbox: Outbox) -> None:
+        with suppress(ConnectionClosed):
+            try:
+                while True:
+                    frame = await outbox.next_frame()
+                    received_at = outbox.received_at
+                    await socket.send_message(frame)
+                    if received_at:
+                        self.notify_times.observe(max(0, self._clock() - received_at) / 1000)
+            except OverloadedError as fault:
+                log.info("subscriber is too slow; closing", reason=str(fault))
+                await _close(socket, CloseReason.TRY_AGAIN_LATER, "too slow: alerts were lost; connect again")
 
     async def _heartbeat(self, socket: WebSocketConnection, scope: trio.CancelScope) -> None:
         while True:
@@ -125,16 +149,6 @@ class StreamEndpoint:
                 log.info("subscriber does not answer; closing")
                 scope.cancel()
                 return
-
-
-async def _send_frames(socket: WebSocketConnection, outbox: Outbox) -> None:
-    with suppress(ConnectionClosed):
-        try:
-            while True:
-                await socket.send_message(await outbox.next_frame())
-        except OverloadedError as fault:
-            log.info("subscriber is too slow; closing", reason=str(fault))
-            await _close(socket, CloseReason.TRY_AGAIN_LATER, "too slow: alerts were lost; connect again")
 
 
 async def _receive(socket: WebSocketConnection, outbox: Outbox) -> None:

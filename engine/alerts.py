@@ -53,6 +53,7 @@ class Alert(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     cell_index: int | None = None
     error_message: str | None = None
     students: tuple[str, ...] | None = None  # of a cluster
+    received_at: int = 0  # ms
 
     @property
     def cell(self) -> tuple[str, str]:
@@ -124,14 +125,14 @@ def apply_alerting(
         kinds.append(STUCK if after.stuck else UNSTUCK)
     if before.help != after.help:
         kinds.append(HELP_REQUESTED if after.help else HELP_RESOLVED)
-    return [_alert(kind, state, event) for kind in kinds]
+    return [_alert(kind, state, event, received_at) for kind in kinds]
 
 
 def _facts(state: UserState, now: int, thresholds: Thresholds) -> _Facts:
     return _Facts(trouble(state, thresholds)[1] is not None, help_wanted(state, now)[0] is not None)
 
 
-def _alert(kind: str, state: UserState, event: Event) -> Alert:
+def _alert(kind: str, state: UserState, event: Event, received_at: int) -> Alert:
     message = event.error_message if kind in (ERROR, STUCK) else None
     return Alert(
         kind=kind,
@@ -144,6 +145,7 @@ def _alert(kind: str, state: UserState, event: Event) -> Alert:
         cell_id=event.cell_id,
         cell_index=event.cell_index,
         error_message=None if message is None else message[:_MAX_MESSAGE],
+        received_at=received_at,
     )
 
 

@@ -48,6 +48,8 @@ class RouterCounts(Protocol):
 class StreamCounts(Protocol):
     """What the stream counts."""
 
+    notify_times: Histogram
+
     @property
     def subscribers(self) -> int:
         """Open connections."""
@@ -130,6 +132,11 @@ def catalog(of: Sources) -> list[Measure]:
         by_store("classpulse_store_flush_seconds", "How long flushes took.", lambda: of.writer.flush_times),
         single("classpulse_session_actors", "Students in memory.", lambda: of.router.actors),
         single("classpulse_mailbox_depth", "Deliveries in all their mailboxes.", lambda: of.router.waiting),
+        single(
+            "classpulse_notify_latency_seconds",
+            "From the receipt of an event until a frame that tells of it is at a subscriber's socket.",
+            lambda: of.stream.notify_times,
+        ),
         single("classpulse_subscribers", "Open streams.", lambda: of.stream.subscribers),
         single("classpulse_outbox_conflated_total", "Frames dropped for slow readers.", lambda: of.stream.conflated),
         single("classpulse_dead_letters_total", "Events that could not be applied.", lambda: of.letters.buried),

@@ -193,6 +193,10 @@ class Outbox(Protocol):
     def conflated(self) -> int:
         """How many frames were dropped because its reader was slow."""
 
+    @property
+    def received_at(self) -> int:
+        """When the oldest news in the frame that was taken last was received, in ms; 0: it tells none."""
+
     async def next_frame(self) -> str:
         """Wait for the next frame to send, as JSON text. Raises OverloadedError when alerts are lost by now."""
 

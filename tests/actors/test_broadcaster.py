@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from actors import topic as topic_module
-from actors.subscriber import Subscriber
+from actors.subscriber import Frame, Subscriber
 from engine.errors import UnknownTopicError
 from tests.actors.world import INTERVAL_S, OUTBOX_FRAMES, Watcher
 from tests.adapters.events import NOW, event, run
@@ -212,11 +212,11 @@ class Topics:
 
     def begin(self, topic, resume):
         self.made.append(("begin", topic, resume))
-        return [(1, f"{topic} begins")]
+        return [Frame(1, f"{topic} begins")]
 
     def catch_up(self, topic, seq):
         self.made.append(("catch up", topic, seq))
-        return [(100, f"{topic} caught up"), (101, f"alerts of {topic}")]
+        return [Frame(100, f"{topic} caught up"), Frame(101, f"alerts of {topic}")]
 
 
 async def test_an_outbox_conflates_one_topic_and_keeps_the_others():
@@ -225,13 +225,13 @@ async def test_an_outbox_conflates_one_topic_and_keeps_the_others():
     for name in ("a", "b"):
         outbox.subscribe(name)
         await outbox.next_frame()
-    outbox.offer("b", (2, "b2"))
+    outbox.offer("b", Frame(2, "b2"))
     for number in range(2, 12):
-        outbox.offer("a", (number, f"a{number}"))
+        outbox.offer("a", Frame(number, f"a{number}"))
     assert await outbox.next_frame() == "b2"
     assert await outbox.next_frame() == "a caught up"
     assert topics.made[-1] == ("catch up", "a", 1)
-    outbox.offer("a", (102, "a102"))
+    outbox.offer("a", Frame(102, "a102"))
     assert [await outbox.next_frame() for _ in range(2)] == ["alerts of a", "a102"]
 
 
@@ -241,10 +241,10 @@ async def test_who_falls_behind_in_the_middle_of_catching_up_begins_again_from_t
     outbox.subscribe("a")
     await outbox.next_frame()
     for number in range(2, 12):
-        outbox.offer("a", (number, f"a{number}"))
+        outbox.offer("a", Frame(number, f"a{number}"))
     assert await outbox.next_frame() == "a caught up"
     for number in range(102, 112):
-        outbox.offer("a", (number, f"a{number}"))
+        outbox.offer("a", Frame(number, f"a{number}"))
     await outbox.next_frame()
     assert topics.made[-1] == ("catch up", "a", 100)
 
@@ -253,7 +253,7 @@ async def test_what_a_subscription_begins_with_is_made_when_it_is_taken():
     topics = Topics()
     outbox = topics.outbox()
     outbox.subscribe("a", ("epoch", 7))
-    outbox.offer("a", (2, "the beginning will hold it"))
+    outbox.offer("a", Frame(2, "the beginning will hold it"))
     assert topics.made == []
     assert await outbox.next_frame() == "a begins"
     assert topics.made == [("begin", "a", ("epoch", 7))]
@@ -273,11 +273,11 @@ async def test_a_reader_that_waits_is_woken(autojump_clock):
         await trio.testing.wait_all_tasks_blocked()
         outbox.subscribe("a")
         await trio.testing.wait_all_tasks_blocked()
-        outbox.offer("a", (2, "a2"))
+        outbox.offer("a", Frame(2, "a2"))
         await trio.testing.wait_all_tasks_blocked()
         assert taken[1:] == ["a2"]
         for number in range(3, 13):
-            outbox.offer("a", (number, f"a{number}"))
+            outbox.offer("a", Frame(number, f"a{number}"))
         await trio.testing.wait_all_tasks_blocked()
         assert "a caught up" in taken
         nursery.cancel_scope.cancel()

@@ -34,6 +34,7 @@ async def main():
 
 trio.run(main)
 """
+from tests.e2e.waiting import eventually
 
 
 @pytest.fixture
@@ -236,7 +237,11 @@ async def test_stops_within_bounds_when_a_fast_shutdown_does_not_end(home, log):
         os.kill(checkpointer, signal.SIGSTOP)  # so the checkpoint of a fast shutdown never comes
         pid = server.pid
     assert gone(pid)
-    assert gone(checkpointer)
+
+    async def checkpointer_is_gone():  # it is not our child, and a killed process takes a moment to end
+        return gone(checkpointer)
+
+    await eventually(checkpointer_is_gone, within=10, what="the checkpointer is gone")
     async with running(EmbeddedPostgres(home / "postgres", log=log)) as dsn:
         assert await query(dsn, "select n from kept") == "42"
 

@@ -63,6 +63,7 @@ class Outbox:
     """Says which topic was asked for."""
 
     conflated = 0
+    received_at = 0
 
     def __init__(self):
         self._send, self._receive = trio.open_memory_channel(10)

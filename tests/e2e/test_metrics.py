@@ -14,6 +14,7 @@ HISTOGRAMS = {
     "database_query_duration_seconds": {"database", "query_type"},
     "classpulse_http_request_duration_seconds": {"route", "status"},
     "classpulse_journal_commit_seconds": set(),
+    "classpulse_notify_latency_seconds": set(),
     "classpulse_store_flush_seconds": {"store"},
 }
 COUNTERS = {
