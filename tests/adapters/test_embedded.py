@@ -24,6 +24,7 @@ DAEMON = """
 import sys, trio, structlog
 from pathlib import Path
 from adapters.embedded import EmbeddedPostgres
+from tests.e2e.waiting import eventually
 
 async def main():
     log = structlog.wrap_logger(structlog.PrintLogger(sys.stderr))
@@ -34,7 +35,6 @@ async def main():
 
 trio.run(main)
 """
-from tests.e2e.waiting import eventually
 
 
 @pytest.fixture
