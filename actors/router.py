@@ -78,14 +78,12 @@ class Router:
             for event in events:
                 if (event.class_id, event.user_id) in crowded:
                     raise UnavailableError(f"too many events of user {event.user_id} wait to be applied")
-        users, admission, admitted = self.users, self._admission, None
-        if admission.strained:
-            admitted = admission.admit(events, settle)
-        else:
-            for event in events:
-                if (event.class_id, event.user_id) not in users:
-                    admitted = admission.admit(events, settle)
-                    break
+        users, admitted = self.users, None
+        look = self._admission.strained
+        for event in events:
+            if look or (event.class_id, event.user_id) not in users:
+                admitted = self._admission.admit(events, settle)
+                break
         if admitted is None:
             self._journal.append(events, settle)
             return

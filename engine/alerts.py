@@ -11,7 +11,7 @@ Rules
 * An alert's id is made of the event and the kind, so a replay raises the same one again, and clients know it.
 """
 
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
@@ -103,11 +103,6 @@ def ops_alert(what: str, class_id: str, subject: str, message: str, at: int) -> 
     )
 
 
-class _Facts(NamedTuple):
-    stuck: bool
-    help: bool
-
-
 def rouses(state: UserState, event: Event) -> bool:
     """Whether an event may raise an alert: it failed, is about help, or comes after a run that failed."""
     return bool(event.has_error) or event.event_type in _ROUSING or (state.run is not None and state.run[3])
@@ -117,19 +112,24 @@ def apply_alerting(
     state: UserState, event: Event, received_at: int, idle_ms: int, thresholds: Thresholds
 ) -> list[Alert]:
     """`UserState.apply`, and the alerts that it raises."""
-    before = _facts(state, received_at, thresholds)
+    was_stuck, had_help = _is_stuck(state, thresholds), _wants_help(state, received_at)
     state.apply(event, received_at, idle_ms)
-    after = _facts(state, received_at, thresholds)
+    is_stuck, has_help = _is_stuck(state, thresholds), _wants_help(state, received_at)
     kinds = [ERROR] if event.failed else []
-    if before.stuck != after.stuck:
-        kinds.append(STUCK if after.stuck else UNSTUCK)
-    if before.help != after.help:
-        kinds.append(HELP_REQUESTED if after.help else HELP_RESOLVED)
+    if was_stuck != is_stuck:
+        kinds.append(STUCK if is_stuck else UNSTUCK)
+    if had_help != has_help:
+        kinds.append(HELP_REQUESTED if has_help else HELP_RESOLVED)
     return [_alert(kind, state, event, received_at) for kind in kinds]
 
 
-def _facts(state: UserState, now: int, thresholds: Thresholds) -> _Facts:
-    return _Facts(trouble(state, thresholds)[1] is not None, help_wanted(state, now)[0] is not None)
+def _is_stuck(state: UserState, thresholds: Thresholds) -> bool:
+    failing = state.run is not None and state.run[3]  # mostly not, and then there is nothing to look up
+    return failing and trouble(state, thresholds)[1] is not None
+
+
+def _wants_help(state: UserState, now: int) -> bool:
+    return bool(state.help.requests) and help_wanted(state, now)[0] is not None
 
 
 def _alert(kind: str, state: UserState, event: Event, received_at: int) -> Alert:

@@ -17,6 +17,7 @@ from structlog.testing import CapturingLogger
 
 from adapters.embedded import EmbeddedPostgres, install, running_dsn
 from engine.errors import StartError, StoreUnavailableError
+from tests.e2e.waiting import eventually
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="what is tested concerns root only")
 
@@ -24,7 +25,6 @@ DAEMON = """
 import sys, trio, structlog
 from pathlib import Path
 from adapters.embedded import EmbeddedPostgres
-from tests.e2e.waiting import eventually
 
 async def main():
     log = structlog.wrap_logger(structlog.PrintLogger(sys.stderr))
