@@ -28,18 +28,25 @@ class Mailbox(Generic[Message]):
     def __len__(self) -> int:
         return len(self._messages)
 
-    def put(self, message: Message) -> None:
-        """Leave a message. Raises trio.WouldBlock when it is full."""
+    def put(self, message: Message) -> int:
+        """Leave a message; returns how many waited before it. Raises trio.WouldBlock when it is full."""
         messages = self._messages
-        if len(messages) >= self.capacity:
+        waiting = len(messages)
+        if waiting >= self.capacity:
             raise trio.WouldBlock
         messages.append(message)
-        self._rouse()
+        reader = self._reader
+        if reader is not None:
+            self._reader = None
+            trio.lowlevel.reschedule(reader)
+        return waiting
 
     def close(self) -> None:
         """No more messages will come."""
         self.closed = True
-        self._rouse()
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            trio.lowlevel.reschedule(reader)
 
     def take_all(self) -> list[Message]:
         """Everything that waits, oldest first."""
@@ -53,12 +60,6 @@ class Mailbox(Generic[Message]):
         # Not a coroutine of its own: each frame between a task and its sleep is paid for at every wake.
         self._reader = trio.lowlevel.current_task()
         return trio.lowlevel.wait_task_rescheduled(self._abort)  # noqa: ASYNC105 - the caller awaits it
-
-    def _rouse(self) -> None:
-        reader = self._reader
-        if reader is not None:
-            self._reader = None
-            trio.lowlevel.reschedule(reader)
 
     def _abort(self, _raise_cancel: Any) -> trio.lowlevel.Abort:
         self._reader = None

@@ -117,8 +117,7 @@ class SessionActor:
 
     def deliver(self, delivery: Delivery) -> None:
         """Put a delivery into the mailbox. Never waits."""
-        self._mailbox.put(delivery)
-        if len(self._mailbox) > self._crowd:
+        if self._mailbox.put(delivery) >= self._crowd:
             self._context.crowded.add(self.key)
 
     @property

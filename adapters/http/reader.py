@@ -119,7 +119,8 @@ class Reader:
                 self._content_type = value
             elif name in _RARE:
                 self._note_rare(name, value)
-        self._check_head(size)
+        if size > self._limits.max_header_bytes:
+            self._refuse_head()
         if version != "1.1":
             self._check_version(version)
         if hosts != 1 and (hosts or version != "1.0"):
@@ -216,12 +217,12 @@ class Reader:
     def _check_coding(self) -> None:
         """What came of a request that is not body: its head, the framing of its chunks, its trailers."""
         body = self._size if self._head_complete else 0
-        self._check_head(self._fed - body - _CODING * body)
+        if self._fed - body - _CODING * body > self._limits.max_header_bytes:
+            self._refuse_head()
 
-    def _check_head(self, size: int) -> None:
-        if size > self._limits.max_header_bytes:
-            limit = self._limits.max_header_bytes
-            raise Refusal(431, "headers_too_large", f"the headers are larger than http.max_header_bytes ({limit})")
+    def _refuse_head(self) -> None:
+        limit = self._limits.max_header_bytes
+        raise Refusal(431, "headers_too_large", f"the headers are larger than http.max_header_bytes ({limit})")
 
     def _refuse_body(self) -> None:
         limit = self._limits.max_body_bytes
