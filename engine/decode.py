@@ -9,7 +9,7 @@ import itertools
 import re
 from collections.abc import Callable, Mapping
 from math import isfinite
-from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
+from typing import Any, Final, NoReturn, TypeAlias
 
 import msgspec
 
@@ -60,7 +60,7 @@ class Rejected(msgspec.Struct, frozen=True, omit_defaults=True):
     event_id: str | None = None
 
 
-class Decoded(NamedTuple):
+class Decoded(msgspec.Struct, frozen=True, gc=False):
     """What a request body holds. ``single`` is set when it was one JSON object."""
 
     events: list[Event]

@@ -36,7 +36,7 @@ class Order(msgspec.Struct, array_like=True, gc=False, order=True, frozen=True):
     event_id: str
 
 
-class Event(msgspec.Struct, array_like=True, gc=False, kw_only=True):
+class Event(msgspec.Struct, array_like=True, gc=False):
     """One event after validation, in the contract's canonical names and types.
 
     The order of the fields is the journal's format: add at the end, with a default, and never take one away.

@@ -144,24 +144,9 @@ def _event(wire: Any, received_at: int, rules: Rules) -> Event | None:
         if not received_at - rules.max_behind_ms <= time <= received_at + rules.max_ahead_ms:
             time = received_at
             skewed = True
+    # By position, in the order of the fields: by name it costs six times as much, for every event.
     return Event(
-        event_id=event_id,
-        event_type=kind,
-        time=time,
-        user_id=user,
-        class_id=rules.default_class,
-        notebook_path=path,
-        session_id=session or None,
-        cell_id=cell_id or None,
-        cell_index=index,
-        cell_type=cell_type,
-        execution_count=count,
-        execution_duration_ms=duration,
-        has_error=failed,
-        error_message=message[: rules.max_message] if message else None,
-        user_name=name or None,
-        team=team or None,
-        total_cells=total,
-        completed_cells=completed,
-        clock_skewed=skewed,
-    )
+        event_id, kind, time, user, rules.default_class, path, session or None, cell_id or None, index, cell_type,
+        count, duration, failed, message[: rules.max_message] if message else None, name or None, team or None, total,
+        completed, None, None, skewed,
+    )  # fmt: skip
