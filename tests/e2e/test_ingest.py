@@ -14,6 +14,7 @@ from tests.e2e.daemon import Daemon
 from tests.e2e.postgres_server import free_port
 from tests.e2e.recording import parsed
 from tests.e2e.samples import activity, new_user, now, run
+from tests.e2e.waiting import eventually
 from tests.e2e.wire import Connection, request_bytes, send_raw
 
 NDJSON = ("Content-Type", "application/x-ndjson")
@@ -594,11 +595,19 @@ async def test_events_past_a_limit_of_their_class_are_rejected_by_their_index(da
 async def test_a_student_of_any_name_is_found_again(api, name):
     user = f"{name}{new_user()}"
     await api.accept(run(user))
-    assert [session["user_id"] for session in await api.sessions(user)] == [user]
+
+    async def found():  # a new student's session shows when the store was asked for an older one
+        return [session["user_id"] for session in await api.sessions(user)] == [user]
+
+    await eventually(found, within=10, what=f"the session of {user!r}")
 
 
 async def test_a_gzip_body(api):
     user = new_user()
     answer = await api.post(gzip.compress(json.dumps(run(user)).encode()), (JSON, ("Content-Encoding", "gzip")))
     assert (answer.status, answer.json()["accepted"]) == (202, 1)
-    assert (await api.user(user))["cell_executions"] == 1
+
+    async def counted():
+        return (await api.user(user)).get("cell_executions") == 1
+
+    await eventually(counted, within=10, what="the event is counted")
