@@ -102,7 +102,9 @@ class Connection:
         try:
             yield
         finally:
-            self._times.of(_DATABASE, query.split(None, 1)[0].lower()).observe(trio.current_time() - began)
+            verb = query.split(None, 1)[0].lower()
+            kind = verb if verb.isalpha() else "script"  # a migration begins with its comment
+            self._times.of(_DATABASE, kind).observe(trio.current_time() - began)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[None]:
