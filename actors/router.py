@@ -217,4 +217,4 @@ class Router:
                 self._mailboxes.retired.put(key, None)
 
     def _idle(self, key: UserKey, actor: SessionActor) -> bool:
-        return key not in self._context.dirty and actor.idle
+        return key not in self._context.dirty and not actor.waiting

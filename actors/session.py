@@ -121,11 +121,6 @@ class SessionActor:
             self._context.crowded.add(self.key)
 
     @property
-    def idle(self) -> bool:
-        """Whether nothing waits to be applied."""
-        return not len(self._mailbox)
-
-    @property
     def waiting(self) -> int:
         """Deliveries in its mailbox."""
         return len(self._mailbox)

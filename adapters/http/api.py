@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any, Final
 from uuid import UUID
 
+import attrs
 import msgspec
 import trio
 from starlette.applications import Starlette
@@ -65,7 +66,7 @@ def api(
     times: Histograms | None = None,
 ) -> Starlette:
     """The ASGI application. ``description`` is `openapi.document`'s. ``times``: of answers, by route and status."""
-    routes = _Routes(live, queries, health, ready=ready, metrics=metrics, description=description)
+    routes = _Routes(live, queries, health, ready, metrics, description)
     served = [
         Route("/api/v1/classes/{class_id}/overview", routes.overview),
         Route("/api/v1/users/{user_id:user}/sessions", routes.user_sessions),
@@ -114,23 +115,14 @@ class _Timed:
             self._times.of(route, str(status)).observe(trio.current_time() - began)
 
 
+@attrs.frozen
 class _Routes:
-    def __init__(
-        self,
-        live: LiveFeed,
-        queries: SessionQueries,
-        health: Health,
-        *,
-        ready: Ready,
-        metrics: MetricsText,
-        description: dict[str, Any],
-    ) -> None:
-        self._live = live
-        self._queries = queries
-        self._health = health
-        self._ready = ready
-        self._metrics = metrics
-        self._description = description
+    _live: LiveFeed
+    _queries: SessionQueries
+    _health: Health
+    _ready: Ready
+    _metrics: MetricsText
+    _description: dict[str, Any]
 
     async def overview(self, request: Request) -> Response:
         class_id = _class_id(request.path_params["class_id"])

@@ -5,6 +5,7 @@ us: the sizes of head and body, ``Host``, ``Expect``, ``Transfer-Encoding`` in H
 targets that are no path, and upgrades, on which it always raises.
 """
 
+from abc import ABC, abstractmethod
 from collections import deque
 from typing import Final, Protocol
 
@@ -40,7 +41,7 @@ class Refusal(Exception):  # noqa: N818 - an answer, not a failure
         self.answer = error(status, code, message, headers=headers + CORS, keep_alive=False)
 
 
-class Reader:
+class Reader(ABC):
     """Parses into `_ready`, request after request; holds the one that is not complete."""
 
     def __init__(self, limits: Limits) -> None:
@@ -52,9 +53,9 @@ class Reader:
         self._old = False  # an HTTP/1.0 request has come: its answer says whether the connection is kept
         self._reset()
 
+    @abstractmethod
     def peer(self) -> str:
         """The address of who is connected; empty where it has none."""
-        raise NotImplementedError
 
     def _feed(self, data: memoryview) -> None:
         """Parse what was read into `_ready`, or raise Refusal."""

@@ -63,6 +63,26 @@ async def test_the_watermark_moves_only_when_all_is_applied(autojump_clock, worl
     assert world.watermark.value == 4
 
 
+async def test_while_rows_flow_a_state_is_stored_now_and_then_and_at_once_when_they_stop(autojump_clock, world):
+    write, stored = world.store.write, []
+
+    async def noted(flush):
+        await write(flush)
+        stored.extend((trio.current_time(), bool(flush.commits)) for _ in flush.snapshots)
+
+    world.store.write = noted
+    began = trio.current_time()
+    while trio.current_time() < began + 20:
+        await world.post(run())
+        await trio.sleep(0.1)
+    busy = [at for at, rows in stored if rows]
+    assert 5 <= len(busy) <= 10  # of some forty flushes
+    stopped = trio.current_time()
+    await world.all_stored()
+    assert trio.current_time() - stopped < 2 * 0.5  # the flush interval of this world
+    assert (await world.stored_state()).executions == world.state().executions
+
+
 async def test_rows_are_stored_up_to_the_watermark_only(autojump_clock, world, gate):
     await accept(world, run("ann"))
     await accept(world, run("slow"))

@@ -16,6 +16,7 @@ from adapters.memory import MemoryStore
 from adapters.websocket import StreamEndpoint
 from engine.errors import StartError, UnavailableError
 from tests.adapters.events import NOW
+from tests.adapters.framing import BAD_FRAMING
 from tests.e2e.wire import Connection, Disconnected, request_bytes
 
 EVENTS = "/api/v1/events"
@@ -453,29 +454,6 @@ async def test_a_head_that_never_ends_is_431(edge):
                 await connection.send(b"x" * 500)
                 await trio.lowlevel.checkpoint()
         assert_error(await connection.answer(), 431)
-
-
-BAD_FRAMING = {
-    "no method": b" / HTTP/1.1\r\nHost: h\r\n\r\n",
-    "no version": b"GET /\r\nHost: h\r\n\r\n",
-    "http/2 preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    "http/2": b"GET / HTTP/2.0\r\nHost: h\r\n\r\n",
-    "tls": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-    "negative length": b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: -1\r\n\r\n",
-    "no number": b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: ten\r\n\r\n",
-    "two lengths": b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
-    "length and chunks": b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "chunk size": b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
-    "chunk end": b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nabc\r\n",
-    "chunked not last": b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n",
-    "space in name": b"GET / HTTP/1.1\r\nHost: h\r\nbad name: x\r\n\r\n",
-    "nul": b"GET / HTTP/1.1\r\nHost: h\r\nx: a\0b\r\n\r\n",
-    "folded": b"GET / HTTP/1.1\r\nHost: h\r\nx: a\r\n b\r\n\r\n",
-    "space before colon": b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length : 5\r\n\r\nhello",
-    "no host": b"GET / HTTP/1.1\r\n\r\n",
-    "two hosts": b"GET / HTTP/1.1\r\nHost: h\r\nHost: h\r\n\r\n",
-    "chunks in 1.0": b"POST / HTTP/1.0\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-}
 
 
 @pytest.mark.parametrize("data", BAD_FRAMING.values(), ids=BAD_FRAMING)
