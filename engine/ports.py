@@ -86,6 +86,23 @@ class DeadLetter(msgspec.Struct, frozen=True, gc=False):
     place: str
 
 
+class Sample(msgspec.Struct, frozen=True, gc=False):
+    """How a student stood on a notebook at one moment: a point of `learning_progress`, and of `performance_metrics`."""
+
+    class_id: str
+    user_id: str
+    notebook_path: str
+    time: int  # ms, when it was taken
+    completed_cells: int
+    total_cells: int
+    progress_percentage: float  # 0 to 100
+    session_duration_ms: int  # of the latest session there
+    # Over the last run of each cell, in ms; None where no run told its duration.
+    avg_execution_time: float | None
+    max_execution_time: float | None
+    error_rate: float | None  # failed runs over runs, 0 to 1; None: no cell has run
+
+
 class Flush(msgspec.Struct, frozen=True, gc=False):
     """What a store commits at once."""
 
@@ -97,6 +114,9 @@ class Flush(msgspec.Struct, frozen=True, gc=False):
     snapshot_floor: int = 0  # every event up to it is in its user's stored snapshot, once this flush is stored
     notebooks: list[tuple[str, str, NotebookTotals]] = []  # (class, path, totals) that changed
     dead_letters: list[DeadLetter] = []
+    samples: list[Sample] = []
+    # Offsets of stores that cannot keep their own, by name; None: it is no longer configured, so forget it.
+    offsets: dict[str, int | None] = {}
 
 
 class StoredOffsets(msgspec.Struct, frozen=True, gc=False):
@@ -104,6 +124,7 @@ class StoredOffsets(msgspec.Struct, frozen=True, gc=False):
 
     rows: int
     snapshots: int
+    others: dict[str, int] = {}  # offsets that are kept here for stores that cannot, by name
 
 
 class Retention(msgspec.Struct, frozen=True, gc=False):
