@@ -1,7 +1,7 @@
 """The ports where actors and adapters meet. Each docstring is the contract; implementations pass the same suite."""
 
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 from uuid import UUID
 
 import msgspec
@@ -132,6 +132,13 @@ class Retention(msgspec.Struct, frozen=True, gc=False):
 
     events_days: int
     sessions_days: int
+
+
+class Inspection(NamedTuple):
+    """What a look at a store found: one line a fact, and one a fault that says what to do."""
+
+    facts: list[str]
+    faults: list[str]
 
 
 class RowStore(Protocol):

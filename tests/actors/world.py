@@ -91,7 +91,16 @@ class World:
         self.writer = StoreWriter(
             self.journal,
             self.store,
-            States(self.journal, self.store, self.watermark, context, accept_gap=accept_gap),
+            States(
+                self.journal,
+                self.store,
+                self.watermark,
+                context,
+                total_cells=self.router.total_cells,
+                clock=self.clock,
+                samples=None,
+                accept_gap=accept_gap,
+            ),
             Trimming(self.journal),
             self.watermark,
             mailboxes=self.mailboxes,
