@@ -14,6 +14,8 @@ from .target import REQUEST_S, Target
 # Speed before size: most of what gzip can save on lines, it saves at once. 31: with gzip's header (zlib's manual).
 _LEVEL: Final = 1
 _GZIP: Final = 31
+# How long closing may take, in seconds.
+_CLOSE_S: Final = 0.3
 
 
 class Sent(NamedTuple):
@@ -95,7 +97,8 @@ class V2Sender:
 
     async def close(self) -> None:
         """See `Sender`."""
-        with suppress(Exception):  # it is thrown away; what its pool says at that does not matter
+        # A write that was given up may hold the thread until its deadline; nobody waits for that.
+        with trio.move_on_after(_CLOSE_S), suppress(Exception):  # what a pool says when it is thrown away is no news
             await trio.to_thread.run_sync(self._client.close, limiter=self._limiter, abandon_on_cancel=True)
 
 
