@@ -155,7 +155,7 @@ class StoreWriter:
             self._fault = None
             await self._serve()
         except (StoreUnavailableError, StoreRefusedError) as error:
-            if self._fault is None:
+            if self._fault != str(error):
                 log.warning("store is away; events stay in the journal", store=self.name, reason=str(error))
             self._fault = str(error)
             self._asked = getattr(error, "retry_after_s", None) or 0.0
