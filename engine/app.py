@@ -17,8 +17,11 @@ from actors.broadcaster import Broadcaster
 from actors.mailboxes import Mailboxes
 from actors.recovery import Recovery
 from actors.router import Router
+from actors.series import Series
 from actors.session import SessionActor, SessionContext
+from actors.states import States
 from actors.supervisor import supervise
+from actors.trimming import Trimming
 from actors.upkeep import Upkeep
 from actors.writer import StoreWriter
 from adapters.asyncio_bridge import Dsn, open_loop, without_password
@@ -28,6 +31,8 @@ from adapters.http.asgi import AsgiBridge
 from adapters.http.ingest import Ingest
 from adapters.http.openapi import document
 from adapters.http.server import HttpServer
+from adapters.influx.store import InfluxStore
+from adapters.influx.target import Target
 from adapters.journal import SqliteJournal
 from adapters.lock import DirectoryLock
 from adapters.metrics import CONTENT_TYPE, Metrics
@@ -39,13 +44,13 @@ from adapters.watchdog import Watchdog
 from adapters.websocket import StreamEndpoint
 from config import Reloader, Settings
 from config.settings import EMBEDDED
-from engine.catalog import Sources, catalog
+from engine.catalog import Connections, Sources, catalog
 from engine.clock import wall_clock
 from engine.dirty import DirtyUsers
 from engine.errors import ClasspulseError, StartError, flatten
 from engine.health import Health
 from engine.measures import Histograms
-from engine.ports import Retention
+from engine.ports import Retention, RowStore
 from engine.view import Thresholds
 from engine.watermark import Watermark
 
@@ -127,6 +132,8 @@ class App:
                 try:
                     await self._serve(parts, on_ready)
                 finally:
+                    if parts.series is not None:
+                        await parts.series.close()
                     await parts.store.close()
                     await parts.queries.close()
                     self._journal.close()
@@ -154,7 +161,7 @@ class App:
 
     async def _serve(self, parts: "_Parts", on_ready: Callable[[str], None]) -> None:
         """Nested by dependency: what is inside ends first, and ends in order rather than by cancellation."""
-        journal, recovery, writer = self._journal, parts.recovery, parts.writer
+        journal, recovery = self._journal, parts.recovery
 
         async def commit_and_route() -> None:
             await journal.run(parts.router.commit)
@@ -163,23 +170,28 @@ class App:
         async with trio.open_nursery() as background:
             background.start_soon(supervise, "broadcaster", parts.broadcaster.run)
             background.start_soon(supervise, "upkeep", parts.upkeep.run)
-            async with trio.open_nursery() as writers:
-                async with trio.open_nursery() as core:
-                    await core.start(parts.router.run)
-                    background.start_soon(supervise, "recovery", recovery.run)
-                    await _first_of(recovery.tried, self._stop, seconds=_PATIENCE_S)
-                    if recovery.refused is not None:
-                        raise StartError(str(recovery.refused))
-                    writers.start_soon(supervise, "writer", writer.run)
-                    core.start_soon(commit_and_route)
-                    if not self._stop.is_set():
-                        await self._serve_edge(parts, on_ready)
-                    recovery.stop()
-                    journal.finish()
-                await recovery.settle_rest()
-                writer.finish()
-                writers.cancel_scope.deadline = trio.current_time() + _FLUSH_S
-            log.info("flushed", lag_events=writer.lag)
+            async with trio.open_nursery() as keepers:
+                async with trio.open_nursery() as followers:
+                    async with trio.open_nursery() as core:
+                        await core.start(parts.router.run)
+                        background.start_soon(supervise, "recovery", recovery.run)
+                        await _first_of(recovery.tried, self._stop, seconds=_PATIENCE_S)
+                        if recovery.refused is not None:
+                            raise StartError(str(recovery.refused))
+                        for nursery, writers in ((keepers, parts.keepers), (followers, parts.followers)):
+                            for writer in writers:
+                                nursery.start_soon(supervise, f"writer of {writer.name}", writer.run)
+                        core.start_soon(commit_and_route)
+                        if not self._stop.is_set():
+                            await self._serve_edge(parts, on_ready)
+                        recovery.stop()
+                        journal.finish()
+                    await recovery.settle_rest()
+                    flush_until = trio.current_time() + _FLUSH_S
+                    _finish(parts.followers, followers, flush_until - _FLUSH_S / 2)
+                # Last, so that they take the offsets at which the followers ended.
+                _finish(parts.keepers, keepers, flush_until)
+            log.info("flushed", lag_events=parts.lag)
             background.cancel_scope.cancel()
 
     async def _serve_edge(self, parts: "_Parts", on_ready: Callable[[str], None]) -> None:
@@ -192,8 +204,8 @@ class App:
             self._reloader = Reloader(self._settings, self._reread, self._reloadable(parts))
             self._manager.ready(f"ready on {url}")
             await self._stop.wait()
-            log.info("stopping", lag_events=parts.writer.lag)
-            self._manager.status(f"stopping: {parts.writer.lag} events are to be stored")
+            log.info("stopping", lag_events=parts.lag)
+            self._manager.status(f"stopping: {parts.lag} events are to be stored")
             self._ready = False
             parts.server.stop()
             edge.cancel_scope.deadline = trio.current_time() + _EDGE_S
@@ -244,13 +256,25 @@ class _Parts(NamedTuple):
 
     router: Router
     recovery: Recovery
-    writer: StoreWriter
+    keepers: list[StoreWriter]  # of stores that keep states and offsets
+    followers: list[StoreWriter]  # of those whose offsets these keep
     broadcaster: Broadcaster
     upkeep: Upkeep
     stream: StreamEndpoint
     server: HttpServer
     store: PostgresStore
+    series: InfluxStore | None
     queries: PostgresQueries
+
+    @property
+    def writers(self) -> list[StoreWriter]:
+        """All of them."""
+        return self.keepers + self.followers
+
+    @property
+    def lag(self) -> int:
+        """Acknowledged events that are not stored everywhere."""
+        return max(writer.lag for writer in self.writers)
 
 
 def _assemble(
@@ -273,7 +297,14 @@ def _assemble(
         stuck_errors=settings.stuck.consecutive_errors,
     )
     queried, answered = Histograms(), Histograms()
-    store = PostgresStore(dsn, apply_migrations=settings.postgres.migrate, clock=wall_clock, times=queried)
+    series = _series_store(settings, queried)
+    store = PostgresStore(
+        dsn,
+        apply_migrations=settings.postgres.migrate,
+        clock=wall_clock,
+        times=queried,
+        holds_series=series is None,
+    )
     queries = PostgresQueries(dsn, queried)
     idle_ms = int(settings.session.idle_timeout_s * 1000)
     context = SessionContext(journal.id.hex, idle_ms, dirty, mailboxes, set(), journal, thresholds)
@@ -281,18 +312,54 @@ def _assemble(
     limits = Limits(settings.limits.users_per_class, settings.limits.notebooks_per_class)
     router = Router(journal, context, watermark, limits=limits, retire_after_ms=retire_after_ms, clock=wall_clock)
     recovery = Recovery(
-        journal, store, router, context, past, accept_gap=accept_gap, retire_after_ms=retire_after_ms, clock=wall_clock
+        journal,
+        store,
+        router,
+        context,
+        past,
+        accept_gap=accept_gap,
+        retire_after_ms=retire_after_ms,
+        clock=wall_clock,
+        followers=[] if series is None else [series.name],
     )
+    trimming = Trimming(journal)
     writer = StoreWriter(
         journal,
         store,
+        States(
+            journal,
+            store,
+            watermark,
+            context,
+            total_cells=router.total_cells,
+            clock=wall_clock,
+            samples=None if series is None else mailboxes.samples,
+            accept_gap=accept_gap,
+        ),
+        trimming,
         watermark,
-        context,
-        recovery,
+        mailboxes=mailboxes,
+        recovery=recovery,
         interval_s=settings.postgres.flush_interval_ms / 1000,
         max_events=settings.postgres.flush_max_events,
-        accept_gap=accept_gap,
     )
+    followers = []
+    if series is not None:
+        influx = settings.influxdb
+        cargo = Series(series.name, mailboxes, recovery, max_samples=influx.flush_max_points)
+        follower = StoreWriter(
+            journal,
+            series,
+            cargo,
+            trimming,
+            watermark,
+            mailboxes=mailboxes,
+            recovery=recovery,
+            interval_s=influx.flush_interval_ms / 1000,
+            max_events=influx.flush_max_points,
+        )
+        followers = [follower]
+    writers = [writer, *followers]
     broadcaster = Broadcaster(
         router,
         mailboxes,
@@ -300,7 +367,7 @@ def _assemble(
         interval_s=settings.broadcast.interval_ms / 1000,
         outbox_frames=settings.broadcast.outbox_frames,
         clock=wall_clock,
-        facts=lambda: {"journal": journal.health, store.name: writer.health},
+        facts=lambda: {"journal": journal.health} | {each.name: each.health for each in writers},
     )
     upkeep = Upkeep(
         store,
@@ -308,7 +375,10 @@ def _assemble(
         Retention(settings.retention.events_days, settings.retention.sessions_days),
         wall_clock,
     )
-    health = Health(lambda: journal.health, store, lambda: writer.health | upkeep.health)
+    checked: list[tuple[RowStore, Callable[[], dict[str, Any]]]] = [(store, lambda: writer.health | upkeep.health)]
+    if series is not None:
+        checked.append((series, partial(getattr, follower, "health")))
+    health = Health(lambda: journal.health, checked)
     http = settings.http
     own_origin = (http.public_url.rstrip("/").lower(),) if http.public_url else ()
     stream = StreamEndpoint(broadcaster, origins=(*http.cors_origins, *own_origin))
@@ -319,8 +389,19 @@ def _assemble(
         clock=wall_clock,
         times=answered,
     )
+    databases: dict[str, list[Connections]] = {store.name: [store, queries]}
+    if series is not None:
+        databases[series.name] = [series]
     sources = Sources(
-        store.name, journal, ingest, router, writer, stream, mailboxes, [store, queries], queried, answered
+        journal,
+        ingest,
+        router,
+        {each.name: each for each in writers},
+        stream,
+        mailboxes,
+        databases,
+        queried,
+        answered,
     )
     metrics = Metrics(catalog(sources))
     server = HttpServer(
@@ -352,7 +433,28 @@ def _assemble(
         public_url=http.public_url,
         inherited=manager.sockets,
     )
-    return _Parts(router, recovery, writer, broadcaster, upkeep, stream, server, store, queries)
+    return _Parts(router, recovery, [writer], followers, broadcaster, upkeep, stream, server, store, series, queries)
+
+
+def _finish(writers: list[StoreWriter], nursery: trio.Nursery, deadline: float) -> None:
+    for writer in writers:
+        writer.finish()
+    nursery.cancel_scope.deadline = deadline
+
+
+def _series_store(settings: Settings, times: Histograms) -> InfluxStore | None:
+    """Where time series go, if not to PostgreSQL."""
+    influx = settings.influxdb
+    if not influx.url:
+        return None
+    target = Target(
+        url=influx.url.rstrip("/"),
+        token=influx.token,
+        org=influx.org,
+        bucket=influx.bucket,
+        api="v1" if influx.api == "v1" else "v2",
+    )
+    return InfluxStore(target, index_is_tag="cell_index" in influx.tags, clock=wall_clock, times=times)
 
 
 async def _first_of(*events: trio.Event, seconds: float) -> None:
@@ -431,7 +533,17 @@ async def check(settings: Settings, say: Say) -> bool:
         for error in flatten(group):
             say(f"postgresql: {error}")
         well = False
-    say("influxdb: not configured")
+    series = _series_store(settings, Histograms())
+    if series is None:
+        say("influxdb: not configured")
+    else:
+        found = await series.inspect()
+        for fact in found.facts:
+            say(f"influxdb: ok, {fact}")
+        for wrong in found.faults:
+            say(f"influxdb: {wrong}")
+        well = well and not found.faults
+        await series.close()
     say("redis: not configured")
     return well
 
