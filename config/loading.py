@@ -23,6 +23,8 @@ from config.settings import KEYS, UNAVAILABLE, Rule, Settings
 
 SECTIONS: Final = frozenset(name.partition(".")[0] for name in KEYS if "." in name)
 UNAVAILABLE_SECTIONS: Final = UNAVAILABLE.keys() - SECTIONS
+# Keys that may also come from a file or a systemd credential.
+SECRETS: Final = [name for name, field in KEYS.items() if field.metadata["rule"].secret and f"{name}_file" in KEYS]
 PREFIX: Final = "CLASSPULSE_"
 SHOWN_CHARS: Final = 80  # of a wrong value: enough to know it again on one line
 
@@ -41,7 +43,8 @@ def load(path: Path | None, environ: Mapping[str, str], inherited: Collection[st
     sources = _environment(environ, given, faults)
     faults += [_unknown(name, sources.get(name)) for name in given if name not in KEYS]
     given.setdefault("data_dir", environ.get("STATE_DIRECTORY", "").split(":")[0] or "./classpulse-data")
-    _resolve_dsn(environ, given, sources, faults)
+    for name in SECRETS:
+        _resolve_secret(name, environ, given, sources, faults)
 
     values = {name: field.default for name, field in KEYS.items() if name not in given}
     for name in KEYS.keys() & given.keys():
@@ -134,26 +137,28 @@ def _parsed(text: str, kind: object) -> object:
         return text
 
 
-def _resolve_dsn(
-    environ: Mapping[str, str], given: dict[str, object], sources: dict[str, str], faults: list[str]
+def _resolve_secret(
+    name: str, environ: Mapping[str, str], given: dict[str, object], sources: dict[str, str], faults: list[str]
 ) -> None:
-    """Take the DSN from its file or the systemd credential. Exactly one source: no password is silently passed over."""
-    found = {"postgres.dsn": ""} if "postgres.dsn" in given else {}
-    file = given.get("postgres.dsn_file")
+    """Take a secret from its file or its systemd credential. Exactly one source: none is silently passed over."""
+    found = {name: ""} if name in given else {}
+    file = given.get(f"{name}_file")
     if file and isinstance(file, str) and "\0" not in file:
-        found["postgres.dsn_file"] = file
+        found[f"{name}_file"] = file
     credentials = environ.get("CREDENTIALS_DIRECTORY", "")
-    if credentials and os.path.lexists(credential := f"{credentials}/postgres.dsn"):
-        found["the systemd credential postgres.dsn"] = credential
+    if credentials and os.path.lexists(credential := f"{credentials}/{name}"):
+        found[f"the systemd credential {name}"] = credential
     if len(found) > 1:
-        faults.append(f"postgres.dsn: given more than once ({', '.join(found)}); keep one")
+        faults.append(f"{name}: given more than once ({', '.join(found)}); keep one")
         return
     for label, where in found.items():
         if where:
-            key = label if label in KEYS else "postgres.dsn"
+            key = label if label in KEYS else name
             try:
-                given["postgres.dsn"] = Path(where).read_text(encoding="utf-8").strip()
-                sources["postgres.dsn"] = where
+                given[name] = text = Path(where).read_text(encoding="utf-8").strip()
+                sources[name] = where
+                if not text:  # which could mean "none"
+                    faults.append(f"{key}: {_shown(where)} is empty")
             except OSError as error:
                 faults.append(f"{key}: cannot read {_shown(where)}: {error.strerror or error}")
             except ValueError:

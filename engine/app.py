@@ -15,13 +15,16 @@ import trio
 from actors.admission import Limits
 from actors.broadcaster import Broadcaster
 from actors.mailboxes import Mailboxes
+from actors.mirror import Mirror
+from actors.publisher import Publisher
 from actors.recovery import Recovery
 from actors.router import Router
 from actors.session import SessionActor, SessionContext
 from actors.supervisor import supervise
 from actors.upkeep import Upkeep
 from actors.writer import StoreWriter
-from adapters.asyncio_bridge import Dsn, open_loop, without_password
+from adapters.asyncio_bridge import Dsn, RedisLink, open_loop, without_password
+from adapters.bus.remote import RemoteBus
 from adapters.embedded import EmbeddedPostgres, running_dsn
 from adapters.http.api import MAX_LIMIT, api
 from adapters.http.asgi import AsgiBridge
@@ -45,7 +48,7 @@ from engine.dirty import DirtyUsers
 from engine.errors import ClasspulseError, StartError, flatten
 from engine.health import Health
 from engine.measures import Histograms
-from engine.ports import Retention
+from engine.ports import CommitSink, Retention
 from engine.view import Thresholds
 from engine.watermark import Watermark
 
@@ -129,6 +132,8 @@ class App:
                 finally:
                     await parts.store.close()
                     await parts.queries.close()
+                    if parts.announcing is not None:
+                        await parts.announcing.bus.close()
                     self._journal.close()
                     if self._embedded is not None:
                         self._embedded.request_stop()
@@ -156,13 +161,22 @@ class App:
         """Nested by dependency: what is inside ends first, and ends in order rather than by cancellation."""
         journal, recovery, writer = self._journal, parts.recovery, parts.writer
 
+        announcing = parts.announcing
+        sink: CommitSink = parts.router.commit
+        if announcing is not None:
+            sink = announcing.publisher.beside(sink)
+
         async def commit_and_route() -> None:
-            await journal.run(parts.router.commit)
+            await journal.run(sink)
             parts.router.finish()
 
         async with trio.open_nursery() as background:
             background.start_soon(supervise, "broadcaster", parts.broadcaster.run)
             background.start_soon(supervise, "upkeep", parts.upkeep.run)
+            if announcing is not None:
+                background.start_soon(supervise, "bus", announcing.bus.run)
+                background.start_soon(supervise, "publisher", announcing.publisher.run)
+                background.start_soon(supervise, "mirror", announcing.mirror.run)
             async with trio.open_nursery() as writers:
                 async with trio.open_nursery() as core:
                     await core.start(parts.router.run)
@@ -239,6 +253,14 @@ class App:
         }
 
 
+class _Announcing(NamedTuple):
+    """What tells other programs, where a Redis is configured."""
+
+    bus: RemoteBus
+    publisher: Publisher
+    mirror: Mirror
+
+
 class _Parts(NamedTuple):
     """The parts of a daemon that its life is ordered by."""
 
@@ -251,6 +273,7 @@ class _Parts(NamedTuple):
     server: HttpServer
     store: PostgresStore
     queries: PostgresQueries
+    announcing: _Announcing | None
 
 
 def _assemble(
@@ -293,6 +316,8 @@ def _assemble(
         max_events=settings.postgres.flush_max_events,
         accept_gap=accept_gap,
     )
+    announcing = _announcing(settings, journal, router, thresholds, queried)
+    bus = None if announcing is None else announcing.bus
     broadcaster = Broadcaster(
         router,
         mailboxes,
@@ -300,7 +325,11 @@ def _assemble(
         interval_s=settings.broadcast.interval_ms / 1000,
         outbox_frames=settings.broadcast.outbox_frames,
         clock=wall_clock,
-        facts=lambda: {"journal": journal.health, store.name: writer.health},
+        facts=lambda: {
+            "journal": journal.health,
+            store.name: writer.health,
+            **({} if bus is None else {bus.name: bus.health}),
+        },
     )
     upkeep = Upkeep(
         store,
@@ -308,10 +337,16 @@ def _assemble(
         Retention(settings.retention.events_days, settings.retention.sessions_days),
         wall_clock,
     )
-    health = Health(lambda: journal.health, store, lambda: writer.health | upkeep.health)
+    health = Health(
+        lambda: journal.health,
+        [
+            (store, lambda: writer.health | upkeep.health),
+            *([] if bus is None else [(bus, lambda: bus.health)]),
+        ],
+    )
     http = settings.http
     own_origin = (http.public_url.rstrip("/").lower(),) if http.public_url else ()
-    stream = StreamEndpoint(broadcaster, origins=(*http.cors_origins, *own_origin))
+    stream = StreamEndpoint(broadcaster, origins=(*http.cors_origins, *own_origin), register=bus)
     ingest = Ingest(
         router,
         max_events=http.max_batch_events,
@@ -320,7 +355,17 @@ def _assemble(
         times=answered,
     )
     sources = Sources(
-        store.name, journal, ingest, router, writer, stream, mailboxes, [store, queries], queried, answered
+        store.name,
+        journal,
+        ingest,
+        router,
+        writer,
+        stream,
+        mailboxes,
+        {store.name: [store, queries], **({} if bus is None else {bus.name: [bus]})},
+        queried,
+        answered,
+        [] if announcing is None else [announcing.bus, announcing.publisher],
     )
     metrics = Metrics(catalog(sources))
     server = HttpServer(
@@ -352,7 +397,18 @@ def _assemble(
         public_url=http.public_url,
         inherited=manager.sockets,
     )
-    return _Parts(router, recovery, writer, broadcaster, upkeep, stream, server, store, queries)
+    return _Parts(router, recovery, writer, broadcaster, upkeep, stream, server, store, queries, announcing)
+
+
+def _announcing(
+    settings: Settings, journal: SqliteJournal, router: Router, thresholds: Thresholds, times: Histograms
+) -> _Announcing | None:
+    """None: nobody is to be told, and nothing is spent on it."""
+    if not settings.redis.url:
+        return None
+    bus = RemoteBus(RedisLink(settings.redis.url, max_connections=settings.redis.max_connections, times=times))
+    mirror = Mirror(bus, journal.id.hex, router.users, router.cohorts, thresholds=thresholds, clock=wall_clock)
+    return _Announcing(bus, Publisher(bus, mirror), mirror)
 
 
 async def _first_of(*events: trio.Event, seconds: float) -> None:

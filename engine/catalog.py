@@ -73,6 +73,14 @@ class LetterCounts(Protocol):
     buried: int
 
 
+class Drops(Protocol):
+    """Who may lose what it is given, and counts it."""
+
+    @property
+    def dropped(self) -> int:
+        """How much was lost."""
+
+
 class Sources(NamedTuple):
     """Whom to ask."""
 
@@ -83,9 +91,10 @@ class Sources(NamedTuple):
     writer: WriterCounts
     stream: StreamCounts
     letters: LetterCounts
-    databases: list[Connections]
+    databases: dict[str, list[Connections]]
     queries: Histograms  # by database and type
     requests: Histograms  # by route and status
+    announcers: list[Drops]  # to other programs; empty: none is told
 
 
 def catalog(of: Sources) -> list[Measure]:
@@ -106,7 +115,7 @@ def catalog(of: Sources) -> list[Measure]:
             "database_connection_pool_size",
             "Open connections.",
             ("database",),
-            lambda: {(of.store,): sum(each.connections for each in of.databases)},
+            lambda: {(name,): sum(each.connections for each in pool) for name, pool in of.databases.items()},
         ),
         Measure(
             "classpulse_events_total",
@@ -139,5 +148,10 @@ def catalog(of: Sources) -> list[Measure]:
         ),
         single("classpulse_subscribers", "Open streams.", lambda: of.stream.subscribers),
         single("classpulse_outbox_conflated_total", "Frames dropped for slow readers.", lambda: of.stream.conflated),
+        single(
+            "classpulse_bus_dropped_total",
+            "Messages and cache writes that Redis never got.",
+            lambda: sum(each.dropped for each in of.announcers),
+        ),
         single("classpulse_dead_letters_total", "Events that could not be applied.", lambda: of.letters.buried),
     ]

@@ -1,4 +1,4 @@
-"""The one module that knows asyncio: asyncpg under trio-asyncio, as trio-flavoured calls.
+"""asyncpg under trio-asyncio, as trio-flavoured calls.
 
 Errors of asyncpg stop here: what a retry may mend becomes StoreUnavailableError, what needs a person StoreRefusedError,
 what is wrong with the data StoreDataError.
@@ -25,9 +25,6 @@ _CLOSE_S: Final = 0.3
 
 # Where the database is now; raises StoreUnavailableError while nobody knows (the embedded server is not up yet).
 Dsn: TypeAlias = Callable[[], str]
-# The loop that asyncpg runs in; open it around everything that uses this module.
-open_loop = trio_asyncio.open_loop
-
 
 # PostgreSQL counts timestamps in microseconds from here (its documentation, "Date/Time Types"), ms since the epoch.
 _POSTGRES_EPOCH_MS: Final = 946_684_800_000
