@@ -20,7 +20,9 @@ from actors.publisher import Publisher
 from actors.recovery import Recovery
 from actors.router import Router
 from actors.session import SessionActor, SessionContext
+from actors.states import States
 from actors.supervisor import supervise
+from actors.trimming import Trimming
 from actors.upkeep import Upkeep
 from actors.writer import StoreWriter
 from adapters.asyncio_bridge import Dsn, RedisLink, open_loop, without_password
@@ -159,7 +161,7 @@ class App:
 
     async def _serve(self, parts: "_Parts", on_ready: Callable[[str], None]) -> None:
         """Nested by dependency: what is inside ends first, and ends in order rather than by cancellation."""
-        journal, recovery, writer = self._journal, parts.recovery, parts.writer
+        journal, recovery = self._journal, parts.recovery
 
         announcing = parts.announcing
         sink: CommitSink = parts.router.commit
@@ -184,16 +186,18 @@ class App:
                     await _first_of(recovery.tried, self._stop, seconds=_PATIENCE_S)
                     if recovery.refused is not None:
                         raise StartError(str(recovery.refused))
-                    writers.start_soon(supervise, "writer", writer.run)
+                    for writer in parts.writers:
+                        writers.start_soon(supervise, f"writer of {writer.name}", writer.run)
                     core.start_soon(commit_and_route)
                     if not self._stop.is_set():
                         await self._serve_edge(parts, on_ready)
                     recovery.stop()
                     journal.finish()
                 await recovery.settle_rest()
-                writer.finish()
+                for writer in parts.writers:
+                    writer.finish()
                 writers.cancel_scope.deadline = trio.current_time() + _FLUSH_S
-            log.info("flushed", lag_events=writer.lag)
+            log.info("flushed", lag_events=parts.lag)
             background.cancel_scope.cancel()
 
     async def _serve_edge(self, parts: "_Parts", on_ready: Callable[[str], None]) -> None:
@@ -206,8 +210,8 @@ class App:
             self._reloader = Reloader(self._settings, self._reread, self._reloadable(parts))
             self._manager.ready(f"ready on {url}")
             await self._stop.wait()
-            log.info("stopping", lag_events=parts.writer.lag)
-            self._manager.status(f"stopping: {parts.writer.lag} events are to be stored")
+            log.info("stopping", lag_events=parts.lag)
+            self._manager.status(f"stopping: {parts.lag} events are to be stored")
             self._ready = False
             parts.server.stop()
             edge.cancel_scope.deadline = trio.current_time() + _EDGE_S
@@ -266,7 +270,7 @@ class _Parts(NamedTuple):
 
     router: Router
     recovery: Recovery
-    writer: StoreWriter
+    writers: list[StoreWriter]
     broadcaster: Broadcaster
     upkeep: Upkeep
     stream: StreamEndpoint
@@ -274,6 +278,11 @@ class _Parts(NamedTuple):
     store: PostgresStore
     queries: PostgresQueries
     announcing: _Announcing | None
+
+    @property
+    def lag(self) -> int:
+        """Acknowledged events that are not stored everywhere."""
+        return max(writer.lag for writer in self.writers)
 
 
 def _assemble(
@@ -306,18 +315,21 @@ def _assemble(
     recovery = Recovery(
         journal, store, router, context, past, accept_gap=accept_gap, retire_after_ms=retire_after_ms, clock=wall_clock
     )
+    trimming = Trimming(journal)
     writer = StoreWriter(
         journal,
         store,
+        States(journal, store, watermark, context, accept_gap=accept_gap),
+        trimming,
         watermark,
-        context,
-        recovery,
+        mailboxes=mailboxes,
+        recovery=recovery,
         interval_s=settings.postgres.flush_interval_ms / 1000,
         max_events=settings.postgres.flush_max_events,
-        accept_gap=accept_gap,
     )
+    writers = [writer]
     announcing = _announcing(settings, journal, router, thresholds, queried)
-    bus = None if announcing is None else announcing.bus
+    buses = [] if announcing is None else [announcing.bus]
     broadcaster = Broadcaster(
         router,
         mailboxes,
@@ -325,11 +337,7 @@ def _assemble(
         interval_s=settings.broadcast.interval_ms / 1000,
         outbox_frames=settings.broadcast.outbox_frames,
         clock=wall_clock,
-        facts=lambda: {
-            "journal": journal.health,
-            store.name: writer.health,
-            **({} if bus is None else {bus.name: bus.health}),
-        },
+        facts=lambda: {"journal": journal.health} | {each.name: each.health for each in [*writers, *buses]},
     )
     upkeep = Upkeep(
         store,
@@ -339,14 +347,13 @@ def _assemble(
     )
     health = Health(
         lambda: journal.health,
-        [
-            (store, lambda: writer.health | upkeep.health),
-            *([] if bus is None else [(bus, lambda: bus.health)]),
-        ],
+        [(store, lambda: writer.health | upkeep.health), *((bus, partial(getattr, bus, "health")) for bus in buses)],
     )
     http = settings.http
     own_origin = (http.public_url.rstrip("/").lower(),) if http.public_url else ()
-    stream = StreamEndpoint(broadcaster, origins=(*http.cors_origins, *own_origin), register=bus)
+    stream = StreamEndpoint(
+        broadcaster, origins=(*http.cors_origins, *own_origin), register=announcing.bus if announcing else None
+    )
     ingest = Ingest(
         router,
         max_events=http.max_batch_events,
@@ -355,14 +362,13 @@ def _assemble(
         times=answered,
     )
     sources = Sources(
-        store.name,
         journal,
         ingest,
         router,
-        writer,
+        {each.name: each for each in writers},
         stream,
         mailboxes,
-        {store.name: [store, queries], **({} if bus is None else {bus.name: [bus]})},
+        {store.name: [store, queries]} | {each.name: [each] for each in buses},
         queried,
         answered,
         [] if announcing is None else [announcing.bus, announcing.publisher],
@@ -397,7 +403,7 @@ def _assemble(
         public_url=http.public_url,
         inherited=manager.sockets,
     )
-    return _Parts(router, recovery, writer, broadcaster, upkeep, stream, server, store, queries, announcing)
+    return _Parts(router, recovery, writers, broadcaster, upkeep, stream, server, store, queries, announcing)
 
 
 def _announcing(
