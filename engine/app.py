@@ -329,7 +329,7 @@ def _assemble(
     )
     writers = [writer]
     announcing = _announcing(settings, journal, router, thresholds, queried)
-    buses = [] if announcing is None else [announcing.bus]
+    buses: list[RemoteBus] = [] if announcing is None else [announcing.bus]
     broadcaster = Broadcaster(
         router,
         mailboxes,
@@ -337,7 +337,11 @@ def _assemble(
         interval_s=settings.broadcast.interval_ms / 1000,
         outbox_frames=settings.broadcast.outbox_frames,
         clock=wall_clock,
-        facts=lambda: {"journal": journal.health} | {each.name: each.health for each in [*writers, *buses]},
+        facts=lambda: (
+            {"journal": journal.health}
+            | {each.name: each.health for each in writers}
+            | {each.name: each.health for each in buses}
+        ),
     )
     upkeep = Upkeep(
         store,
@@ -368,7 +372,7 @@ def _assemble(
         {each.name: each for each in writers},
         stream,
         mailboxes,
-        {store.name: [store, queries]} | {each.name: [each] for each in buses},
+        {store.name: [store, queries], **{each.name: [each] for each in buses}},
         queried,
         answered,
         [] if announcing is None else [announcing.bus, announcing.publisher],

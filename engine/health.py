@@ -39,12 +39,12 @@ class Health:
         checks: dict[str, Any] = {"journal": journal}
         checks |= {store.name: {} for store, _ in self._stores}  # in this order, whoever answers first
 
-        async def check(store: Answering, writer: Facts) -> None:
-            checks[store.name] = await _check(store, writer)
+        async def check(store: Answering, known: Facts) -> None:
+            checks[store.name] = await _check(store, known)
 
         async with trio.open_nursery() as nursery:
-            for store, writer in self._stores:
-                nursery.start_soon(check, store, writer)
+            for store, known in self._stores:
+                nursery.start_soon(check, store, known)
         if journal["status"] != "healthy":
             status = "unhealthy"  # events cannot be made durable
         else:
@@ -54,8 +54,8 @@ class Health:
         return {"status": status, "checks": checks}
 
 
-async def _check(store: Answering, writer: Facts) -> dict[str, Any]:
-    facts = writer()
+async def _check(store: Answering, known: Facts) -> dict[str, Any]:
+    facts = known()
     began = trio.current_time()
     fault: str | None = f"no answer within {_PING_S:g} s"
     with trio.move_on_after(_PING_S):
