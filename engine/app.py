@@ -25,7 +25,8 @@ from actors.supervisor import supervise
 from actors.trimming import Trimming
 from actors.upkeep import Upkeep
 from actors.writer import StoreWriter
-from adapters.asyncio_bridge import Dsn, RedisLink, open_loop, without_password
+from adapters.asyncio_bridge import Dsn, RedisLink, open_loop
+from adapters.bus.probe import RedisCheck
 from adapters.bus.remote import RemoteBus
 from adapters.embedded import EmbeddedPostgres, running_dsn
 from adapters.http.api import MAX_LIMIT, api
@@ -36,7 +37,7 @@ from adapters.http.server import HttpServer
 from adapters.journal import SqliteJournal
 from adapters.lock import DirectoryLock
 from adapters.metrics import CONTENT_TYPE, Metrics
-from adapters.postgres.probe import migrate_database, server_version
+from adapters.postgres.probe import DatabaseCheck, migrate_database
 from adapters.postgres.queries import PostgresQueries
 from adapters.postgres.store import PostgresStore
 from adapters.systemd import Manager
@@ -45,6 +46,7 @@ from adapters.websocket import StreamEndpoint
 from config import Reloader, Settings
 from config.settings import EMBEDDED
 from engine.catalog import Sources, catalog
+from engine.checks import tell
 from engine.clock import wall_clock
 from engine.dirty import DirtyUsers
 from engine.errors import ClasspulseError, StartError, flatten
@@ -492,13 +494,17 @@ async def check(settings: Settings, say: Say) -> bool:
             if dsn is None:
                 say(f"postgresql: ok, embedded; the first `serve` makes it in {settings.data_dir / 'postgres'}")
             else:
-                say(f"postgresql: ok, {await server_version(dsn)}, {without_password(dsn)}")
+                well &= await tell(DatabaseCheck(dsn, clock=wall_clock, migrates=settings.postgres.migrate), say)
     except* ClasspulseError as group:
         for error in flatten(group):
             say(f"postgresql: {error}")
         well = False
     say("influxdb: not configured")
-    say("redis: not configured")
+    if settings.redis.url:
+        async with open_loop():
+            well &= await tell(RedisCheck(settings.redis.url, clock=wall_clock), say)
+    else:
+        say("redis: not configured")
     return well
 
 

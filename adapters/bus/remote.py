@@ -8,7 +8,7 @@ import structlog
 import trio
 
 from adapters.asyncio_bridge import RedisLink
-from engine.errors import StoreRefusedError, StoreUnavailableError
+from engine.errors import StoreMisconfiguredError, StoreUnavailableError
 
 from .backlog import Backlog, Batch, Write
 
@@ -62,7 +62,7 @@ class RemoteBus:
         with trio.move_on_after(_PATIENCE_S):
             try:
                 value = await self._link.call("get", "GET", key)
-            except (StoreUnavailableError, StoreRefusedError):
+            except StoreUnavailableError:
                 return None
             return value if isinstance(value, bytes) else None
         return None
@@ -101,7 +101,7 @@ class RemoteBus:
         return self._link.connections
 
     async def ping(self) -> None:
-        """Prove that it answers. Raises StoreUnavailableError or StoreRefusedError."""
+        """Prove that it answers. Raises StoreUnavailableError."""
         await self._link.call("ping", "PING")
 
     # --- the one that sends
@@ -116,8 +116,8 @@ class RemoteBus:
                     self._answers()
                 await self._backlog.wait_filled()
                 await self._send()
-            except (StoreUnavailableError, StoreRefusedError) as error:
-                self._failed(error)
+            except StoreUnavailableError as error:
+                self._failed(error if self._told else await self._link.explained(error))
                 await trio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - not a secret
                 pause = min(pause * 2, _LAST_S)
             else:
@@ -129,16 +129,15 @@ class RemoteBus:
             try:
                 while self._backlog and self._fault is None:
                     await self._send()
-            except (StoreUnavailableError, StoreRefusedError) as error:
+            except StoreUnavailableError as error:
                 self._failed(error)
         await self._link.close()
 
     async def _send(self) -> None:
         batch = self._backlog.take()
-        commands = _commands(batch)
         try:
-            if commands:
-                await self._link.pipeline("pipeline", commands)
+            if told := commands(batch):
+                await self._link.pipeline("pipeline", told)
         except BaseException:
             self._backlog.failed(batch)
             raise
@@ -153,31 +152,32 @@ class RemoteBus:
             log.info("redis is there", redis=self._link.where, dropped=self._backlog.dropped)
         self._fault, self._told = None, False
 
-    def _failed(self, error: StoreUnavailableError | StoreRefusedError) -> None:
-        self._refused = isinstance(error, StoreRefusedError)
+    def _failed(self, error: StoreUnavailableError) -> None:
+        self._refused = isinstance(error, StoreMisconfiguredError)
         self._fault = str(error)
         if not self._told:
             self._told = True
             log.warning("redis is away; what it is told meanwhile may be lost", reason=self._fault)
 
 
-def _commands(batch: Batch) -> list[list[str | bytes | int]]:
-    commands: list[list[str | bytes | int]] = []
+def commands(batch: Batch) -> list[list[str | bytes | int]]:
+    """What Redis is told."""
+    told: list[list[str | bytes | int]] = []
     if batch.messages:
         publish: list[str | bytes | int] = ["EVAL", _PUBLISH, 0]
         for message in batch.messages:
             publish += message
-        commands.append(publish)
+        told.append(publish)
     now = trio.current_time()
     for key, (expires_at, value, fields) in batch.writes.items():
         if value is not None:
-            commands.append(["SET", key, value, "PX", _milliseconds(expires_at - now)])
+            told.append(["SET", key, value, "PX", _milliseconds(expires_at - now)])
         elif fields is not None:
             pairs = [part for field in fields.items() for part in field]
-            commands.append(["EVAL", _PUT_FIELDS, 1, key, _milliseconds(expires_at - now), *pairs])
+            told.append(["EVAL", _PUT_FIELDS, 1, key, _milliseconds(expires_at - now), *pairs])
         else:
-            commands.append(["DEL", key])
-    return commands
+            told.append(["DEL", key])
+    return told
 
 
 def _milliseconds(seconds: float) -> int:

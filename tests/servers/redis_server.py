@@ -85,7 +85,7 @@ class Listener:
         self._scope = nursery.cancel_scope
         return self
 
-    async def __aexit__(self, *details: Any) -> bool | None:
+    async def __aexit__(self, *details: object) -> bool | None:
         self._scope.cancel()
         try:
             return await self._nursery_manager.__aexit__(*details)
