@@ -41,7 +41,7 @@ class RemoteBus:
         self._link = link
         self._backlog = Backlog() if backlog is None else backlog
         self._fault: str | None = "not reached yet"
-        self._refused = False  # the fault is what it answered, so that it answers now mends nothing
+        self._refused = False  # it answers, and would not take what it was sent
         self._told = False  # the fault is in the log
 
     # --- engine.ports.Bus
@@ -114,10 +114,11 @@ class RemoteBus:
                 if self._fault is not None:
                     await self.ping()  # costs nothing of the backlog when it fails
                     self._answers()
+                    pause = pause if self._refused else _FIRST_S
                 await self._backlog.wait_filled()
                 await self._send()
             except StoreUnavailableError as error:
-                self._failed(error if self._told else await self._link.explained(error))
+                self._failed(await self._link.explained(error))
                 await trio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - not a secret
                 pause = min(pause * 2, _LAST_S)
             else:
@@ -138,8 +139,9 @@ class RemoteBus:
         try:
             if told := commands(batch):
                 await self._link.pipeline("pipeline", told)
-        except BaseException:
+        except BaseException as error:
             self._backlog.failed(batch)
+            self._refused = isinstance(error, StoreMisconfiguredError)
             raise
         self._refused = False
         self._answers()
@@ -153,7 +155,6 @@ class RemoteBus:
         self._fault, self._told = None, False
 
     def _failed(self, error: StoreUnavailableError) -> None:
-        self._refused = isinstance(error, StoreMisconfiguredError)
         self._fault = str(error)
         if not self._told:
             self._told = True

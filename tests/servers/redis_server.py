@@ -105,6 +105,12 @@ class Listener:
     async def _listen(self) -> None:
         with suppress(redis.ConnectionError):  # its server was stopped
             while True:
-                message = await trio.to_thread.run_sync(lambda: self._subscription.get_message(timeout=0.1))
-                if message is not None:
-                    self.heard.append((message["channel"].decode(), message["data"]))
+                await trio.to_thread.run_sync(self._take)
+
+    def _take(self) -> None:
+        """What is there, in one go: a thread for each message would fall behind a quick publisher."""
+        for _ in range(1000):
+            message = self._subscription.get_message(timeout=0.05)
+            if message is None:
+                return
+            self.heard.append((message["channel"].decode(), message["data"]))
