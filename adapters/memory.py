@@ -1,9 +1,12 @@
-"""In-memory twins of the journal and the store: for tests of actors, under the same contract suites as the real ones.
+"""In-memory twins of the ports, under the same contract suites as the real ones. Nothing here outlives the process.
 
-Nothing here outlives the process, and nothing is bounded. Both break on purpose when they are told to.
+Journal and store are for tests of actors: they are not bounded, and break on purpose when they are told to. Bus and
+cache serve where no Redis is configured, too.
 """
 
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
 from uuid import UUID, uuid4
 
 import msgspec
@@ -26,6 +29,9 @@ from engine.ports import (
 )
 from engine.rows import decode_state
 from engine.session import UserState
+
+# Values in the cache; past it the one that was put first goes. A notebook's summary is some kilobytes.
+_MAX_CACHED: Final = 1000
 
 # What a repeat is known by: (class, user, event_id).
 _Name = tuple[str, str, str]
@@ -298,3 +304,51 @@ class MemorySeries:
         await trio.lowlevel.checkpoint()
         if self.away is not None:
             raise self.away
+
+
+class MemoryBus:
+    """`engine.ports.Bus` within the process."""
+
+    def __init__(self) -> None:
+        self._listeners: defaultdict[str, list[Callable[[bytes], None]]] = defaultdict(list)
+
+    def listen(self, channel: str, listener: Callable[[bytes], None]) -> None:
+        """Have every message of a channel from now on."""
+        self._listeners[channel].append(listener)
+
+    def publish(self, channel: str, message: bytes) -> None:
+        """See `engine.ports.Bus`."""
+        for listener in self._listeners.get(channel, ()):
+            listener(message)
+
+
+class MemoryCache:
+    """`engine.ports.Cache` within the process, bounded."""
+
+    def __init__(self, max_values: int = _MAX_CACHED) -> None:
+        self._max_values = max_values
+        self._values: dict[str, tuple[float, bytes | None]] = {}  # until when (trio's clock)
+
+    async def get(self, key: str) -> bytes | None:
+        """See `engine.ports.Cache`."""
+        await trio.lowlevel.checkpoint()
+        expires_at, value = self._values.get(key, (0.0, None))
+        return value if trio.current_time() < expires_at else None
+
+    def put(self, key: str, value: bytes, ttl_s: float) -> None:
+        """See `engine.ports.Cache`."""
+        self._put(key, value, ttl_s)
+
+    def put_fields(self, key: str, fields: Mapping[str, str], ttl_s: float) -> None:  # noqa: ARG002
+        """See `engine.ports.Cache`. Fields are for other programs, and those cannot look in here."""
+        self._put(key, None, ttl_s)
+
+    def discard(self, key: str) -> None:
+        """See `engine.ports.Cache`."""
+        self._values.pop(key, None)
+
+    def _put(self, key: str, value: bytes | None, ttl_s: float) -> None:
+        self._values.pop(key, None)
+        self._values[key] = (trio.current_time() + ttl_s, value)
+        if len(self._values) > self._max_values:
+            del self._values[next(iter(self._values))]

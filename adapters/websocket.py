@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from contextlib import suppress
 from typing import Any, Final
+from uuid import uuid4
 
 import msgspec
 import structlog
@@ -12,10 +13,11 @@ from wsproto.frame_protocol import CloseReason
 
 from adapters.http.messages import Request
 from adapters.http.reader import Refusal
-from engine.clock import WallClock, wall_clock
+from engine.clock import WallClock, rfc3339, wall_clock
 from engine.errors import OverloadedError, UnknownTopicError
+from engine.keys import connection_key
 from engine.measures import Histogram
-from engine.ports import LiveFeed, Outbox
+from engine.ports import Cache, LiveFeed, Outbox
 
 SUBPROTOCOL: Final = "classpulse.v1"
 MAX_FRAME_BYTES: Final = 64 * 1024  # of a client's message; past it the connection closes with 1009
@@ -49,12 +51,15 @@ class StreamEndpoint:
         clock: WallClock = wall_clock,
         origins: Collection[str] = (),
         heartbeat_s: float = HEARTBEAT_S,
+        register: Cache | None = None,
     ) -> None:
+        """``register`` is told who is connected, for other programs; None: nobody asks."""
         self._feed = feed
         self._clock = clock
         self.notify_times = Histogram()  # from the receipt of news until the frame that tells it is at the socket
         self._origins = origins
         self._heartbeat_s = heartbeat_s
+        self._register = register
         self._open: dict[WebSocketConnection, Outbox] = {}
         self._conflated = 0  # by subscribers that are gone
         self._closing = False
@@ -116,14 +121,18 @@ class StreamEndpoint:
             return
         outbox = self._feed.connect()
         self._open[socket] = outbox
+        key = connection_key(uuid4().hex)
+        self._enter(key)
         try:
             async with trio.open_nursery() as tasks:
-                tasks.start_soon(self._heartbeat, socket, tasks.cancel_scope)
+                tasks.start_soon(self._heartbeat, socket, key, tasks.cancel_scope)
                 tasks.start_soon(self._send_frames, socket, outbox)
                 await _receive(socket, outbox)
                 tasks.cancel_scope.cancel()
         finally:
             del self._open[socket]
+            if self._register is not None:
+                self._register.discard(key)
             outbox.close()
             self._conflated += outbox.conflated
 
@@ -140,7 +149,14 @@ class StreamEndpoint:
                 log.info("subscriber is too slow; closing", reason=str(fault))
                 await _close(socket, CloseReason.TRY_AGAIN_LATER, "too slow: alerts were lost; connect again")
 
-    async def _heartbeat(self, socket: WebSocketConnection, scope: trio.CancelScope) -> None:
+    def _enter(self, key: str) -> None:
+        """Say that a subscriber is there now; without another word it counts as gone after three heartbeats."""
+        if self._register is not None:
+            # In mode "open" nobody says who they are.
+            fields = {"user_id": "", "last_activity": rfc3339(self._clock())}
+            self._register.put_fields(key, fields, 3 * self._heartbeat_s)
+
+    async def _heartbeat(self, socket: WebSocketConnection, key: str, scope: trio.CancelScope) -> None:
         while True:
             await trio.sleep(self._heartbeat_s)
             with trio.move_on_after(self._heartbeat_s) as patience:
@@ -149,6 +165,7 @@ class StreamEndpoint:
                 log.info("subscriber does not answer; closing")
                 scope.cancel()
                 return
+            self._enter(key)
 
 
 async def _receive(socket: WebSocketConnection, outbox: Outbox) -> None:

@@ -23,6 +23,7 @@ from config.settings import KEYS, UNAVAILABLE, Rule, Settings
 
 SECTIONS: Final = frozenset(name.partition(".")[0] for name in KEYS if "." in name)
 UNAVAILABLE_SECTIONS: Final = UNAVAILABLE.keys() - SECTIONS
+# Keys that may also come from a file or a systemd credential.
 PREFIX: Final = "CLASSPULSE_"
 SHOWN_CHARS: Final = 80  # of a wrong value: enough to know it again on one line
 
@@ -162,6 +163,8 @@ def _resolve_secret(
                 text = Path(where).read_text(encoding="utf-8").strip()
                 given[name] = text.split() if KEYS[name].type == tuple[str, ...] else text
                 sources[name] = where
+                if not text:  # which could mean "none"
+                    faults.append(f"{key}: {_shown(where)} is empty")
             except OSError as error:
                 faults.append(f"{key}: cannot read {_shown(where)}: {error.strerror or error}")
             except ValueError:

@@ -31,10 +31,13 @@ HOST: Final = r"[A-Za-z0-9_.-]+|[0-9A-Fa-f]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(%[A-Za
 # embedded, or a libpq URL: user and password, hosts with ports (several by commas), database and parameters.
 _PLACE: Final = r"(\[[0-9A-Fa-f:.]+\]|[\w%-]+(\.[\w%-]+)*\.?)?(:\d{1,5})?"
 DSN: Final = rf"embedded|postgres(ql)?://([^\s@/]*@)?{_PLACE}(,{_PLACE})*([/?]\S*)?"
+# A server with user, password, port, number of the database and parameters; or the path of a socket, then parameters.
+_PLACED: Final = rf"rediss?://([^\s@/]*@)?{_PLACE}(/\d*)?(\?\S*)?"
+REDIS_URL: Final = rf"|{_PLACED}|unix://([^\s@/]*@)?/[^\s?]+(\?\S*)?"
 
 
 def _mask(value: str) -> str:
-    return repr(value) if value == EMBEDDED else "'***'"
+    return repr(value) if value in {EMBEDDED, ""} else "'***'"
 
 
 def _key(default: object, doc: str, **rule: Any) -> Any:
@@ -155,6 +158,21 @@ class Influxdb:
 
 
 @attrs.frozen(kw_only=True)
+class Redis:
+    """Where other programs are told. ``url`` is resolved by ``load`` whichever source it came from."""
+
+    url: str = _key(
+        "",
+        "redis://, rediss:// (TLS) or unix://; may also be the systemd credential redis.url. Empty: in-process",
+        pattern=REDIS_URL,
+        expected="a redis://, rediss:// or unix:// URL",
+        secret=True,
+    )
+    url_file: str = _key("", "file that holds the url, in its place", pattern=r"[^\0]*", expected="a path")
+    max_connections: int = _key(20, "most connections at once", unit="connections", low=1, high=10_000)
+
+
+@attrs.frozen(kw_only=True)
 class Session:
     """When a silent user counts as what. Whole or decimal numbers."""
 
@@ -208,6 +226,7 @@ class Settings:
     journal: Journal = attrs.field(factory=Journal)
     postgres: Postgres = attrs.field(factory=Postgres)
     influxdb: Influxdb = attrs.field(factory=Influxdb)
+    redis: Redis = attrs.field(factory=Redis)
     session: Session = attrs.field(factory=Session)
     broadcast: Broadcast = attrs.field(factory=Broadcast)
     stuck: Stuck = attrs.field(factory=Stuck)
@@ -232,7 +251,6 @@ KEYS: Final = _fields()
 UNAVAILABLE: Final[dict[str, tuple[str, ...]]] = {
     "http": ("tls_cert", "tls_key"),
     "postgres": ("admin_dsn", "student_dsn", "read_dsns", "shards"),
-    "redis": ("url", "max_connections"),
     "encryption": ("keys",),
     "capture": ("code", "result"),
     "metrics": ("host", "port"),

@@ -15,6 +15,8 @@ import trio
 from actors.admission import Limits
 from actors.broadcaster import Broadcaster
 from actors.mailboxes import Mailboxes
+from actors.mirror import Mirror
+from actors.publisher import Publisher
 from actors.recovery import Recovery
 from actors.router import Router
 from actors.series import Series
@@ -24,7 +26,9 @@ from actors.supervisor import supervise
 from actors.trimming import Trimming
 from actors.upkeep import Upkeep
 from actors.writer import StoreWriter
-from adapters.asyncio_bridge import Dsn, open_loop, without_password
+from adapters.asyncio_bridge import Dsn, RedisLink, open_loop
+from adapters.bus.probe import RedisCheck
+from adapters.bus.remote import RemoteBus
 from adapters.embedded import EmbeddedPostgres, running_dsn
 from adapters.http.api import MAX_LIMIT, api
 from adapters.http.asgi import AsgiBridge
@@ -36,7 +40,7 @@ from adapters.influx.target import Target
 from adapters.journal import SqliteJournal
 from adapters.lock import DirectoryLock
 from adapters.metrics import CONTENT_TYPE, Metrics
-from adapters.postgres.probe import migrate_database, server_version
+from adapters.postgres.probe import DatabaseCheck, migrate_database
 from adapters.postgres.queries import PostgresQueries
 from adapters.postgres.store import PostgresStore
 from adapters.systemd import Manager
@@ -45,12 +49,13 @@ from adapters.websocket import StreamEndpoint
 from config import Reloader, Settings
 from config.settings import EMBEDDED
 from engine.catalog import Connections, Sources, catalog
+from engine.checks import tell
 from engine.clock import wall_clock
 from engine.dirty import DirtyUsers
 from engine.errors import ClasspulseError, StartError, flatten
-from engine.health import Health
+from engine.health import Answering, Health
 from engine.measures import Histograms
-from engine.ports import Retention, RowStore
+from engine.ports import CommitSink, Retention
 from engine.view import Thresholds
 from engine.watermark import Watermark
 
@@ -136,6 +141,8 @@ class App:
                         await parts.series.close()
                     await parts.store.close()
                     await parts.queries.close()
+                    if parts.announcing is not None:
+                        await parts.announcing.bus.close()
                     self._journal.close()
                     if self._embedded is not None:
                         self._embedded.request_stop()
@@ -163,13 +170,22 @@ class App:
         """Nested by dependency: what is inside ends first, and ends in order rather than by cancellation."""
         journal, recovery = self._journal, parts.recovery
 
+        announcing = parts.announcing
+        sink: CommitSink = parts.router.commit
+        if announcing is not None:
+            sink = announcing.publisher.beside(sink)
+
         async def commit_and_route() -> None:
-            await journal.run(parts.router.commit)
+            await journal.run(sink)
             parts.router.finish()
 
         async with trio.open_nursery() as background:
             background.start_soon(supervise, "broadcaster", parts.broadcaster.run)
             background.start_soon(supervise, "upkeep", parts.upkeep.run)
+            if announcing is not None:
+                background.start_soon(supervise, "bus", announcing.bus.run)
+                background.start_soon(supervise, "publisher", announcing.publisher.run)
+                background.start_soon(supervise, "mirror", announcing.mirror.run)
             async with trio.open_nursery() as keepers:
                 async with trio.open_nursery() as followers:
                     async with trio.open_nursery() as core:
@@ -251,6 +267,14 @@ class App:
         }
 
 
+class _Announcing(NamedTuple):
+    """What tells other programs, where a Redis is configured."""
+
+    bus: RemoteBus
+    publisher: Publisher
+    mirror: Mirror
+
+
 class _Parts(NamedTuple):
     """The parts of a daemon that its life is ordered by."""
 
@@ -265,6 +289,7 @@ class _Parts(NamedTuple):
     store: PostgresStore
     series: InfluxStore | None
     queries: PostgresQueries
+    announcing: _Announcing | None
 
     @property
     def writers(self) -> list[StoreWriter]:
@@ -360,6 +385,8 @@ def _assemble(
         )
         followers = [follower]
     writers = [writer, *followers]
+    announcing = _announcing(settings, journal, router, thresholds, queried)
+    buses: list[RemoteBus] = [] if announcing is None else [announcing.bus]
     broadcaster = Broadcaster(
         router,
         mailboxes,
@@ -367,7 +394,11 @@ def _assemble(
         interval_s=settings.broadcast.interval_ms / 1000,
         outbox_frames=settings.broadcast.outbox_frames,
         clock=wall_clock,
-        facts=lambda: {"journal": journal.health} | {each.name: each.health for each in writers},
+        facts=lambda: (
+            {"journal": journal.health}
+            | {each.name: each.health for each in writers}
+            | {each.name: each.health for each in buses}
+        ),
     )
     upkeep = Upkeep(
         store,
@@ -375,13 +406,15 @@ def _assemble(
         Retention(settings.retention.events_days, settings.retention.sessions_days),
         wall_clock,
     )
-    checked: list[tuple[RowStore, Callable[[], dict[str, Any]]]] = [(store, lambda: writer.health | upkeep.health)]
+    checked: list[tuple[Answering, Callable[[], dict[str, Any]]]] = [(store, lambda: writer.health | upkeep.health)]
     if series is not None:
         checked.append((series, partial(getattr, follower, "health")))
-    health = Health(lambda: journal.health, checked)
+    health = Health(lambda: journal.health, [*checked, *((bus, partial(getattr, bus, "health")) for bus in buses)])
     http = settings.http
     own_origin = (http.public_url.rstrip("/").lower(),) if http.public_url else ()
-    stream = StreamEndpoint(broadcaster, origins=(*http.cors_origins, *own_origin))
+    stream = StreamEndpoint(
+        broadcaster, origins=(*http.cors_origins, *own_origin), register=announcing.bus if announcing else None
+    )
     ingest = Ingest(
         router,
         max_events=http.max_batch_events,
@@ -399,9 +432,10 @@ def _assemble(
         {each.name: each for each in writers},
         stream,
         mailboxes,
-        databases,
+        databases | {each.name: [each] for each in buses},
         queried,
         answered,
+        [] if announcing is None else [announcing.bus, announcing.publisher],
     )
     metrics = Metrics(catalog(sources))
     server = HttpServer(
@@ -433,7 +467,9 @@ def _assemble(
         public_url=http.public_url,
         inherited=manager.sockets,
     )
-    return _Parts(router, recovery, [writer], followers, broadcaster, upkeep, stream, server, store, series, queries)
+    return _Parts(
+        router, recovery, [writer], followers, broadcaster, upkeep, stream, server, store, series, queries, announcing
+    )
 
 
 def _finish(writers: list[StoreWriter], nursery: trio.Nursery, deadline: float) -> None:
@@ -455,6 +491,17 @@ def _series_store(settings: Settings, times: Histograms) -> InfluxStore | None:
         api="v1" if influx.api == "v1" else "v2",
     )
     return InfluxStore(target, index_is_tag="cell_index" in influx.tags, clock=wall_clock, times=times)
+
+
+def _announcing(
+    settings: Settings, journal: SqliteJournal, router: Router, thresholds: Thresholds, times: Histograms
+) -> _Announcing | None:
+    """None: nobody is to be told, and nothing is spent on it."""
+    if not settings.redis.url:
+        return None
+    bus = RemoteBus(RedisLink(settings.redis.url, max_connections=settings.redis.max_connections, times=times))
+    mirror = Mirror(bus, journal.id.hex, router.users, router.cohorts, thresholds=thresholds, clock=wall_clock)
+    return _Announcing(bus, Publisher(bus, mirror), mirror)
 
 
 async def _first_of(*events: trio.Event, seconds: float) -> None:
@@ -528,7 +575,7 @@ async def check(settings: Settings, say: Say) -> bool:
             if dsn is None:
                 say(f"postgresql: ok, embedded; the first `serve` makes it in {settings.data_dir / 'postgres'}")
             else:
-                say(f"postgresql: ok, {await server_version(dsn)}, {without_password(dsn)}")
+                well &= await tell(DatabaseCheck(dsn, clock=wall_clock, migrates=settings.postgres.migrate), say)
     except* ClasspulseError as group:
         for error in flatten(group):
             say(f"postgresql: {error}")
@@ -537,14 +584,13 @@ async def check(settings: Settings, say: Say) -> bool:
     if series is None:
         say("influxdb: not configured")
     else:
-        found = await series.inspect()
-        for fact in found.facts:
-            say(f"influxdb: ok, {fact}")
-        for wrong in found.faults:
-            say(f"influxdb: {wrong}")
-        well = well and not found.faults
+        well &= await tell(series, say)
         await series.close()
-    say("redis: not configured")
+    if settings.redis.url:
+        async with open_loop():
+            well &= await tell(RedisCheck(settings.redis.url, clock=wall_clock), say)
+    else:
+        say("redis: not configured")
     return well
 
 

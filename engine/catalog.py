@@ -74,6 +74,14 @@ class LetterCounts(Protocol):
     buried: int
 
 
+class Drops(Protocol):
+    """Who may lose what it is given, and counts it."""
+
+    @property
+    def dropped(self) -> int:
+        """How much was lost."""
+
+
 class Sources(NamedTuple):
     """Whom to ask."""
 
@@ -86,6 +94,7 @@ class Sources(NamedTuple):
     databases: dict[str, list[Connections]]
     queries: Histograms  # by database and type
     requests: Histograms  # by route and status
+    announcers: list[Drops]  # to other programs; empty: none is told
 
 
 def catalog(of: Sources) -> list[Measure]:
@@ -139,5 +148,10 @@ def catalog(of: Sources) -> list[Measure]:
         ),
         single("classpulse_subscribers", "Open streams.", lambda: of.stream.subscribers),
         single("classpulse_outbox_conflated_total", "Frames dropped for slow readers.", lambda: of.stream.conflated),
+        single(
+            "classpulse_bus_dropped_total",
+            "Messages and cache writes that Redis never got.",
+            lambda: sum(each.dropped for each in of.announcers),
+        ),
         single("classpulse_dead_letters_total", "Events that could not be applied.", lambda: of.letters.buried),
     ]

@@ -47,8 +47,15 @@ class StoreUnavailableError(ClasspulseError):
         self.retry_after_s = retry_after_s
 
 
+class StoreMisconfiguredError(StoreUnavailableError):
+    """A store answers, and will not have us: a wrong password, a missing right, a server of another kind.
+
+    A person must act; until then it is as good as away, and the daemon goes on without it.
+    """
+
+
 class StoreRefusedError(ClasspulseError):
-    """A store answers, but must not be used: a newer schema, a gap, another daemon, a wrong password."""
+    """A store answers, but must not be used: a newer schema, a gap, another daemon. It stops a start."""
 
 
 class StoreDataError(StoreUnavailableError):

@@ -1,12 +1,11 @@
 """The health of the daemon, in the contract's words."""
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import trio
 
 from engine.errors import StoreRefusedError, StoreUnavailableError
-from engine.ports import RowStore
 
 # How long a check waits for a store's answer, in seconds.
 _PING_S: Final = 1.0
@@ -15,11 +14,22 @@ _PING_S: Final = 1.0
 Facts = Callable[[], dict[str, Any]]
 
 
+class Answering(Protocol):
+    """A server that can be asked whether it is there."""
+
+    @property
+    def name(self) -> str:
+        """Its name in health."""
+
+    async def ping(self) -> None:
+        """Prove that it answers. Raises StoreUnavailableError or StoreRefusedError."""
+
+
 class Health:
     """Asks the journal and the stores; these really, so one that went away in a quiet hour is seen."""
 
-    def __init__(self, journal: Facts, stores: list[tuple[RowStore, Facts]]) -> None:
-        """``stores``: each with what its writer says of it."""
+    def __init__(self, journal: Facts, stores: list[tuple[Answering, Facts]]) -> None:
+        """``stores``: each with what is known of it without asking."""
         self._journal = journal
         self._stores = stores
 
@@ -29,12 +39,12 @@ class Health:
         checks: dict[str, Any] = {"journal": journal}
         checks |= {store.name: {} for store, _ in self._stores}  # in this order, whoever answers first
 
-        async def check(store: RowStore, writer: Facts) -> None:
-            checks[store.name] = await _check(store, writer)
+        async def check(store: Answering, known: Facts) -> None:
+            checks[store.name] = await _check(store, known)
 
         async with trio.open_nursery() as nursery:
-            for store, writer in self._stores:
-                nursery.start_soon(check, store, writer)
+            for store, known in self._stores:
+                nursery.start_soon(check, store, known)
         if journal["status"] != "healthy":
             status = "unhealthy"  # events cannot be made durable
         else:
@@ -44,8 +54,8 @@ class Health:
         return {"status": status, "checks": checks}
 
 
-async def _check(store: RowStore, writer: Facts) -> dict[str, Any]:
-    facts = writer()
+async def _check(store: Answering, known: Facts) -> dict[str, Any]:
+    facts = known()
     began = trio.current_time()
     fault: str | None = f"no answer within {_PING_S:g} s"
     with trio.move_on_after(_PING_S):

@@ -1,7 +1,7 @@
 """The ports where actors and adapters meet. Each docstring is the contract; implementations pass the same suite."""
 
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, Protocol, TypeAlias
 from uuid import UUID
 
 import msgspec
@@ -134,13 +134,6 @@ class Retention(msgspec.Struct, frozen=True, gc=False):
     sessions_days: int
 
 
-class Inspection(NamedTuple):
-    """What a look at a store found: one line a fact, and one a fault that says what to do."""
-
-    facts: list[str]
-    faults: list[str]
-
-
 class RowStore(Protocol):
     """A place that rows end up in.
 
@@ -260,3 +253,29 @@ class Intake(Protocol):
 
         Raises UnavailableError, and OverLimitError when some are past a limit of their class; then none was taken.
         """
+
+
+class Bus(Protocol):
+    """Tells other programs what happens, as it happens. It may lose messages, the oldest first, and counts them."""
+
+    def publish(self, channel: str, message: bytes) -> None:
+        """Have a message told to whoever listens on the channel. Never waits, never raises."""
+
+
+class Cache(Protocol):
+    """Values that can be made again. It may lose any of them at any time, and is never the only copy.
+
+    What was put is there for whoever put it; other programs see it a little later.
+    """
+
+    async def get(self, key: str) -> bytes | None:
+        """The value; None when there is none, or the cache does not answer soon (about 0.25 s). Never raises."""
+
+    def put(self, key: str, value: bytes, ttl_s: float) -> None:
+        """Keep a value for so many seconds. Never waits, never raises."""
+
+    def put_fields(self, key: str, fields: Mapping[str, str], ttl_s: float) -> None:
+        """Keep a value of named fields (`get` does not find it). Never waits, never raises."""
+
+    def discard(self, key: str) -> None:
+        """Forget a value, if there is one. Never waits, never raises."""

@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ pytest.register_assert_rewrite("tests.servers")
 from tests.e2e.leftovers import stop_leftover_servers  # noqa: E402
 from tests.e2e.postgres_server import Database, PostgresServer  # noqa: E402
 from tests.servers.influx_server import InfluxDatabase, InfluxServer  # noqa: E402
+from tests.servers.redis_server import RedisServer  # noqa: E402
 from tests.servers.victoria_server import VictoriaServer  # noqa: E402
 
 
@@ -82,6 +84,27 @@ def victoria(require_tool: Callable[[str], str]) -> Iterator[VictoriaServer]:
     """One VictoriaMetrics for the whole run."""
     with VictoriaServer(require_tool("victoria-metrics")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def redis_for_all(require_tool: Callable[[str], str]) -> Iterator[RedisServer]:
+    """One Redis for the whole run; a test takes `redis_server`."""
+    with RedisServer(require_tool("redis-server")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_server(redis_for_all: RedisServer) -> RedisServer:
+    """The shared Redis, empty. A test that stops it or changes its settings makes one of its own."""
+    redis_for_all.do("FLUSHALL")
+    return redis_for_all
+
+
+@pytest.fixture
+def make_redis(require_tool: Callable[[str], str]) -> Iterator[Callable[..., RedisServer]]:
+    """Servers of the test's own, started, with settings as on Redis' command line."""
+    with ExitStack() as servers:
+        yield lambda *settings: servers.enter_context(RedisServer(require_tool("redis-server"), *settings))
 
 
 @pytest.fixture

@@ -5,11 +5,12 @@ from typing import Final
 
 import trio
 
+from engine.checks import Finding, clock_ahead
 from engine.clock import WallClock
-from engine.errors import StoreRefusedError, StoreUnavailableError
+from engine.errors import StoreUnavailableError
 from engine.event import PackedCommit
 from engine.measures import Histograms
-from engine.ports import Flush, Inspection
+from engine.ports import Flush
 
 from .answers import Answer
 from .lines import cell_lines, sample_lines
@@ -18,8 +19,6 @@ from .target import Target
 
 # Events between two looks at other tasks while they are written as lines: about 5 ms of work.
 _CHUNK: Final = 1500
-# A clock that is further off than this, in seconds, puts events where nobody looks for them.
-_CLOCK_S: Final = 5.0
 
 
 class InfluxStore:
@@ -71,17 +70,15 @@ class InfluxStore:
         if lines:
             await self._send("\n".join(lines).encode())
 
-    async def inspect(self) -> Inspection:
-        """For `classpulse check`: what there is to know, and one line for each fault."""
-        try:
-            version, date = await self._look()
-        except (StoreUnavailableError, StoreRefusedError) as error:
-            return Inspection([], [str(error)])
-        facts = [f"{version} at {self._target.url}, api {self._target.api}: may write to {self._target.container}"]
-        ahead = 0.0 if date is None else date - self._clock() / 1000
-        if abs(ahead) > _CLOCK_S:
-            return Inspection(facts, [f"InfluxDB: its clock is {ahead:+.0f} s from ours: set both by NTP"])
-        return Inspection([*facts, "its clock agrees with ours"], [])
+    async def check(self) -> Finding:
+        """See `engine.checks.Checkable`."""
+        version, date = await self._look()
+        return Finding(
+            f"InfluxDB {version}",
+            f"{self._target.url}, api {self._target.api}",
+            0 if date is None else _clock_ahead(date, self._clock()),
+            (f"may write to {self._target.container}",),
+        )
 
     async def _look(self) -> tuple[str, float | None]:
         """Its version, and its time in seconds since the epoch, as far as it tells; raises what a write would.
@@ -103,7 +100,7 @@ class InfluxStore:
             at = None if date is None else parsedate_to_datetime(date).timestamp()
         except ValueError:
             at = None
-        return f"InfluxDB {answer.headers.get('X-Influxdb-Version', 'of unknown version')}", at
+        return answer.headers.get("X-Influxdb-Version", "of unknown version"), at
 
     async def _send(self, body: bytes) -> None:
         if self._sender is None:
@@ -117,6 +114,12 @@ class InfluxStore:
 
     def _answer(self, status: int, body: str, retry_after: str | None) -> Answer:
         return Answer(self._target, status, body, retry_after=retry_after, clock=self._clock)
+
+
+def _clock_ahead(date: float, now: int) -> int:
+    """How far a clock that tells whole seconds is ahead of ours, in ms; within its second it agrees."""
+    theirs = int(date * 1000)
+    return -clock_ahead(theirs, now, theirs + 999)
 
 
 def _chunks(commits: list[PackedCommit]) -> list[list[PackedCommit]]:

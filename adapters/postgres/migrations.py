@@ -61,32 +61,41 @@ async def migrate(connection: Connection, *, apply: bool) -> None:
             await connection.fetch("select pg_advisory_unlock($1)", _LOCK)
 
 
-async def _migrate(connection: Connection, *, apply: bool) -> None:
+async def missing(connection: Connection) -> list[Migration]:
+    """What the database lacks, ascending. Raises StoreRefusedError when its schema is newer, or was edited."""
     applied = {row[0]: row[1] for row in await connection.fetch("select version, checksum from schema_migrations")}
     known = {migration.version: migration for migration in migrations()}
     if newer := sorted(applied.keys() - known.keys()):
         raise StoreRefusedError(
             f"the database's schema is at version {newer[-1]}, this classpulse knows {max(known)}: upgrade classpulse"
         )
-    for version, migration in known.items():
-        if version in applied:
-            if applied[version] != migration.checksum:
-                raise StoreRefusedError(
-                    f"migration {version:04} ({migration.name}) is not what was applied to this database: "
-                    "its checksum differs. Use the classpulse that made the database, or one that is newer"
-                )
-            continue
-        if not apply:
+    for version, checksum in applied.items():
+        if checksum != known[version].checksum:
             raise StoreRefusedError(
-                f"the database lacks migration {version:04} ({migration.name}) and postgres.migrate is false: "
-                "run `classpulse migrate`"
+                f"migration {version:04} ({known[version].name}) is not what was applied to this database: "
+                "its checksum differs. Use the classpulse that made the database, or one that is newer"
             )
+    return [migration for version, migration in known.items() if version not in applied]
+
+
+def unwanted(migration: Migration) -> str:
+    """Why a database that lacks this one cannot be used where nothing may be applied."""
+    return (
+        f"the database lacks migration {migration.version:04} ({migration.name}) and postgres.migrate is false: "
+        "run `classpulse migrate`"
+    )
+
+
+async def _migrate(connection: Connection, *, apply: bool) -> None:
+    for migration in await missing(connection):
+        if not apply:
+            raise StoreRefusedError(unwanted(migration))
         async with connection.transaction():
             await connection.execute(migration.sql)
             await connection.execute(
                 "insert into schema_migrations (version, name, checksum) values ($1, $2, $3)",
-                version,
+                migration.version,
                 migration.name,
                 migration.checksum,
             )
-        log.info("migrated", version=version, name=migration.name)
+        log.info("migrated", version=migration.version, name=migration.name)

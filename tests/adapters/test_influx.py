@@ -161,7 +161,7 @@ async def test_a_password_that_is_right(guarded, make_store, feed, token):
     store = make_store(guarded.url, bucket=database.name, token=token)
     await store.open()
     await store.write(feed.flush(run()))
-    assert (await store.inspect()).faults == []
+    assert (await store.check()).faults == ()
     assert len(await database.points("select * from cell_executions")) == 1
     await store.close()
 
@@ -180,11 +180,10 @@ async def test_who_may_not_is_told_so_in_one_line(guarded, make_store, feed, tok
     guarded.query("create database closed")
     store = make_store(guarded.url, bucket=bucket, token=token)
     message = message.format(url=guarded.url)
-    for attempt in (store.open, partial(store.write, feed.flush(run()))):
+    for attempt in (store.open, store.check, partial(store.write, feed.flush(run()))):
         with pytest.raises(StoreRefusedError) as refused:
             await attempt()
         assert str(refused.value) == message
-    assert await store.inspect() == ([], [message])
     assert "s3cret" not in repr(store._target)
     await store.close()
 
@@ -200,23 +199,20 @@ async def test_the_wrong_api_or_server_is_told(influx_database, make_store):
 async def test_a_server_that_is_away_is_told(make_store, feed):
     for api in ("v1", "v2"):
         store = make_store(f"http://127.0.0.1:{free_port()}", api=api)
-        for attempt in (store.open, store.ping, partial(store.write, feed.flush(run()))):
+        for attempt in (store.open, store.ping, store.check, partial(store.write, feed.flush(run()))):
             with pytest.raises(StoreUnavailableError, match="is away"):
                 await attempt()
-        (fault,) = (await store.inspect()).faults
-        assert "is away" in fault
         await store.close()
 
 
-async def test_an_inspection_tells_version_place_and_clock(influx_database, make_store):
+async def test_a_check_tells_version_place_and_clock(influx_database, make_store):
     store = make_store(influx_database.server.url, bucket=influx_database.name)
-    facts, faults = await store.inspect()
-    assert faults == []
-    assert facts[0].startswith("InfluxDB 1.6.")
-    assert f"may write to database '{influx_database.name}'" in facts[0]
+    found = await store.check()
+    assert found.server.startswith("InfluxDB 1.6.")
+    assert f"may write to database '{influx_database.name}'" in found.notes
+    assert abs(found.clock_ms) < 5000
     store._clock = lambda: wall_clock() - 60_000
-    _, (fault,) = await store.inspect()
-    assert fault.startswith("InfluxDB: its clock is +")
+    assert 58_000 < (await store.check()).clock_ms < 62_000
     await store.close()
 
 

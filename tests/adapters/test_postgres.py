@@ -13,11 +13,11 @@ from actors.mailboxes import Mailboxes
 from adapters.asyncio_bridge import Connection, open_loop
 from adapters.postgres.migrations import migrate, migrations
 from adapters.postgres.partitions import PARTITIONED, make_months
-from adapters.postgres.probe import migrate_database, server_version
+from adapters.postgres.probe import migrate_database
 from adapters.postgres.queries import PostgresQueries
 from adapters.postgres.store import PostgresStore
 from engine.cohort import NotebookTotals
-from engine.errors import StoreDataError, StoreRefusedError, StoreUnavailableError
+from engine.errors import StoreDataError, StoreMisconfiguredError, StoreRefusedError, StoreUnavailableError
 from engine.event import Order
 from engine.ports import DeadLetter, Retention, Sample, StoredOffsets
 from tests.adapters.events import DAY, NOW, event, run
@@ -105,10 +105,6 @@ async def test_a_migration_that_fails_leaves_nothing_of_itself(loop, database, m
     await connection.close()
     assert await database.value("select to_regclass('half') is null")
     assert await database.value("select count(*) from schema_migrations") == 0
-
-
-async def test_the_probe_tells_the_version(loop, database):
-    assert (await server_version(database.dsn)).startswith("PostgreSQL 18")
 
 
 # --- partitions
@@ -310,22 +306,23 @@ def guarded(postgres, database) -> Iterator[str]:
 
 
 async def test_a_wrong_password_is_refused_and_not_shown(loop, guarded):
-    assert (await server_version(guarded % "right")).startswith("PostgreSQL")
+    connection = await Connection.connect(guarded % "right")
+    await connection.close()
     store = PostgresStore(lambda: guarded % "s3cret", apply_migrations=True, clock=lambda: NOW)
-    with pytest.raises(StoreRefusedError, match="password") as refused:
+    with pytest.raises(StoreMisconfiguredError, match="password") as refused:
         await store.open()
     assert "s3cret" not in str(refused.value)
 
 
 async def test_a_role_that_may_not_migrate_is_refused(loop, guarded):
     store = PostgresStore(lambda: guarded % "right", apply_migrations=True, clock=lambda: NOW)
-    with pytest.raises(StoreRefusedError, match="permission denied"):
+    with pytest.raises(StoreMisconfiguredError, match="permission denied"):
         await store.open()
 
 
 async def test_a_database_that_is_not_there_is_refused(loop, postgres):
     store = PostgresStore(lambda: postgres.dsn("nowhere"), apply_migrations=True, clock=lambda: NOW)
-    with pytest.raises(StoreRefusedError, match="nowhere"):
+    with pytest.raises(StoreMisconfiguredError, match="nowhere"):
         await store.open()
 
 

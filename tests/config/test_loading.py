@@ -84,6 +84,9 @@ def test_defaults_are_the_contracts():
         "journal.dedupe_max_events": 500000,
         "postgres.dsn": "embedded",
         "postgres.dsn_file": "",
+        "redis.url": "",
+        "redis.url_file": "",
+        "redis.max_connections": 20,
         "postgres.migrate": True,
         "postgres.flush_interval_ms": 500,
         "postgres.flush_max_events": 5000,
@@ -157,7 +160,7 @@ def test_a_variable_in_two_spellings_is_a_fault():
 
 def test_every_fault_is_told_at_once(toml):
     path = toml(
-        'data_dir = 5\n[http]\nport = "abc"\nhost = "0.0.0.0"\nprot = 1\n[redis]\nurl = "redis://x"\n[htp]\nport = 1'
+        'data_dir = 5\n[http]\nport = "abc"\nhost = "0.0.0.0"\nprot = 1\n[metrics]\nhost = "x"\n[htp]\nport = 1'
     )
     assert faults(path, {"CLASSPULSE_BROADCAST__INTERVAL_MS": "soon", "CLASSPULSE_X": "1"}) == [
         'broadcast.interval_ms: expected an integer, got "soon"',
@@ -166,7 +169,7 @@ def test_every_fault_is_told_at_once(toml):
         'http.host: "0.0.0.0" is not a loopback address, and with auth.mode = "open" whoever reaches it is let in; use 127.0.0.1, or set auth.allow_open_network = true',
         'http.port: expected an integer, got "abc"',
         "http.prot: unknown key; did you mean http.port?",
-        "redis.url: not available in this version",
+        "metrics.host: not available in this version",
         "x: unknown key (from CLASSPULSE_X)",
     ]
 
@@ -226,13 +229,13 @@ def test_every_fault_is_told_at_once(toml):
         ("data_dir", '""', 'data_dir: expected a path, got ""'),
         ("http.tls_cert", '"x"', "http.tls_cert: not available in this version"),
         ("postgres.admin_dsn_file", '"x"', "postgres.admin_dsn_file: not available in this version"),
-        ("redis.anything", "1", "redis.anything: not available in this version"),
+        ("metrics.anything", "1", "metrics.anything: not available in this version"),
         ("port", "1", "port: unknown key; did you mean http.port?"),
         ('"http.port"', "1", '"http.port": unknown key; did you mean http.port?'),
         ('http."a\\nb"', "1", 'http."a\\nb": unknown key'),
         ("http", "1", "http: expected a table, got 1"),
-        ("redis", "[{}]", "redis: expected a table, got [{}]"),
-        ("redis", "{}", "redis: not available in this version"),
+        ("metrics", "[{}]", "metrics: expected a table, got [{}]"),
+        ("metrics", "{}", "metrics: not available in this version"),
         ("nonsense", "{}", "nonsense: unknown section"),
         ("data_dir.a", "1", "data_dir: expected a string, got a table"),
     ],
@@ -412,6 +415,36 @@ def test_influxdb(toml, tmp_path):
 )  # fmt: skip
 def test_faults_of_influxdb(toml, text, expected):
     assert faults(toml(text)) == expected
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://127.0.0.1", "redis://:p%40ss@cache:6379/2", "rediss://me:x@[::1]:6380/0?ssl_cert_reqs=none",
+        "unix:///run/redis/redis.sock", "unix://:x@/run/r.sock?db=1", "",
+    ],
+)  # fmt: skip
+def test_urls_of_redis(toml, url):
+    assert load(toml(f"redis.url = {json.dumps(url)}"), {}).redis.url == url
+
+
+@pytest.mark.parametrize(
+    "url", [f"http://:{PASSWORD}@cache", f"redis:{PASSWORD}", f"redis://:{PASSWORD}@cache/x", f"unix://{PASSWORD}"]
+)
+def test_a_bad_url_of_redis_is_a_fault_that_does_not_show_it(toml, url):
+    fault = "redis.url: expected a redis://, rediss:// or unix:// URL (the value is not shown)"
+    assert faults(toml(f"redis.url = {json.dumps(url)}")) == [fault]
+
+
+def test_the_url_of_redis_from_a_file_or_a_credential(tmp_path, toml):
+    secret = tmp_path / "redis.url"
+    secret.write_text(f"redis://:{PASSWORD}@cache\n")
+    settings = load(toml(f'redis.url_file = "{secret}"'), {})
+    assert settings.redis.url == f"redis://:{PASSWORD}@cache"
+    assert PASSWORD not in repr(settings)
+    assert load(None, {"CREDENTIALS_DIRECTORY": str(tmp_path)}).redis.url == settings.redis.url
+    secret.write_text(" \n")
+    assert faults(toml(f'redis.url_file = "{secret}"')) == [f'redis.url_file: "{secret}" is empty']
 
 
 def test_a_bad_secret_file(tmp_path):

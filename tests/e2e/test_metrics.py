@@ -21,6 +21,7 @@ COUNTERS = {
     "classpulse_events_total": {"result"},
     "classpulse_outbox_conflated_total": set(),
     "classpulse_dead_letters_total": set(),
+    "classpulse_bus_dropped_total": set(),
 }
 GAUGES = {
     "database_connection_pool_size": {"database"},

@@ -1,7 +1,7 @@
-"""The one module that knows asyncio: asyncpg under trio-asyncio, as trio-flavoured calls.
+"""asyncpg under trio-asyncio, as trio-flavoured calls.
 
-Errors of asyncpg stop here: what a retry may mend becomes StoreUnavailableError, what needs a person StoreRefusedError,
-what is wrong with the data StoreDataError.
+Errors of asyncpg stop here: what a retry may mend becomes StoreUnavailableError, what needs a person
+StoreMisconfiguredError, what is wrong with the data StoreDataError.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -13,7 +13,8 @@ import asyncpg
 import trio
 import trio_asyncio
 
-from engine.errors import StoreDataError, StoreRefusedError, StoreUnavailableError
+from adapters.kind import POSTGRESQL, address_of, kind_of
+from engine.errors import StoreDataError, StoreMisconfiguredError, StoreUnavailableError
 from engine.measures import Histograms
 
 # Seconds until a server that does not answer a connect counts as away.
@@ -23,11 +24,11 @@ _STATEMENT_S: Final = 120
 # A closing connection is not waited for longer than this, in seconds: the server may be gone.
 _CLOSE_S: Final = 0.3
 
+# PostgreSQL's port where a DSN names none.
+_PORT: Final = 5432
+
 # Where the database is now; raises StoreUnavailableError while nobody knows (the embedded server is not up yet).
 Dsn: TypeAlias = Callable[[], str]
-# The loop that asyncpg runs in; open it around everything that uses this module.
-open_loop = trio_asyncio.open_loop
-
 
 # PostgreSQL counts timestamps in microseconds from here (its documentation, "Date/Time Types"), ms since the epoch.
 _POSTGRES_EPOCH_MS: Final = 946_684_800_000
@@ -61,18 +62,25 @@ class Connection:
     async def connect(cls, dsn: str, times: Histograms | None = None) -> Self:
         """``times`` gets how long queries take, by their type.
 
-        Raises StoreUnavailableError when the server is away, StoreRefusedError when it will not have us.
+        Raises StoreUnavailableError when the server is away, StoreMisconfiguredError when it will not have us, or is
+        no PostgreSQL.
         """
-        with _errors(dsn):
-            raw = await trio_asyncio.aio_as_trio(asyncpg.connect)(
-                dsn,
-                timeout=_CONNECT_S,
-                command_timeout=_STATEMENT_S,
-                server_settings={"application_name": "classpulse"},
-            )
-            await trio_asyncio.aio_as_trio(raw.set_builtin_type_codec)(
-                "timestamptz", schema="pg_catalog", codec_name="bigint", format="binary"
-            )
+        try:
+            with _errors(dsn):
+                raw = await trio_asyncio.aio_as_trio(asyncpg.connect)(
+                    dsn,
+                    timeout=_CONNECT_S,
+                    command_timeout=_STATEMENT_S,
+                    server_settings={"application_name": "classpulse"},
+                )
+                await trio_asyncio.aio_as_trio(raw.set_builtin_type_codec)(
+                    "timestamptz", schema="pg_catalog", codec_name="bigint", format="binary"
+                )
+        except StoreMisconfiguredError:
+            raise
+        except StoreUnavailableError:
+            await _raise_if_another_kind(dsn)
+            raise
         return cls(raw, times)
 
     @property
@@ -135,6 +143,15 @@ class Connection:
         self.terminate()
 
 
+async def _raise_if_another_kind(dsn: str) -> None:
+    address = address_of(dsn, _PORT)
+    kind = None if address is None else await kind_of(address)
+    if kind not in (None, POSTGRESQL):
+        raise StoreMisconfiguredError(
+            f"PostgreSQL at {without_password(dsn)}: {kind} answers there: correct postgres.dsn"
+        ) from None
+
+
 # The server will not change its mind by itself: password, role, database, encryption.
 _REFUSALS: Final = (
     asyncpg.InvalidAuthorizationSpecificationError,
@@ -155,7 +172,7 @@ def _errors(dsn: str | None = None) -> Iterator[None]:
     try:
         yield
     except _REFUSALS as error:
-        raise StoreRefusedError(f"PostgreSQL{where} refuses: {_first_line(error)}") from None
+        raise StoreMisconfiguredError(f"PostgreSQL{where} refuses: {_first_line(error)}{_advice(error)}") from None
     except asyncpg.PostgresError as error:
         if (error.sqlstate or "")[:2] in _DATA_CLASSES or error.sqlstate in _DATA_CODES:
             raise StoreDataError("PostgreSQL", type(error).__name__) from None
@@ -166,7 +183,18 @@ def _errors(dsn: str | None = None) -> Iterator[None]:
     except (ValueError, OverflowError) as error:
         if dsn is None:  # what asyncpg itself could not encode
             raise StoreDataError("PostgreSQL", type(error).__name__) from None
-        raise StoreRefusedError(f"PostgreSQL: postgres.dsn cannot be used: {type(error).__name__}") from None
+        raise StoreMisconfiguredError(f"PostgreSQL: postgres.dsn cannot be used: {type(error).__name__}") from None
+
+
+def _advice(error: BaseException) -> str:
+    """What to do about a refusal."""
+    if isinstance(error, asyncpg.InvalidPasswordError):
+        return ": correct the user or the password in postgres.dsn"
+    if isinstance(error, asyncpg.InvalidCatalogNameError):
+        return ": create it, or correct postgres.dsn"
+    if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
+        return ": correct postgres.dsn, or let the user in (pg_hba.conf)"
+    return ": grant it to the user in postgres.dsn"
 
 
 def _first_line(error: BaseException) -> str:
