@@ -155,7 +155,7 @@ def shown(url: str) -> str:
 def _advice(error: BaseException) -> str:
     """What to do about a refusal, where Redis itself does not say it."""
     if isinstance(error, exceptions.NoPermissionError):
-        return ": let the user in redis.url do it (docs/operations.md, Redis)"
+        return ": let the user in redis.url do it (docs/redis.md)"
     if isinstance(error, exceptions.ReadOnlyError):
         return " Let redis.url lead to its primary"
     if "DB index" in str(error):

@@ -20,9 +20,12 @@ _LAST_S: Final = 2.0
 # How long the shutdown waits for what still waits to go out, in seconds.
 _FAREWELL_S: Final = 0.3
 
-# Many messages in one command: a PUBLISH each costs seven times as much here, most of it for the answer
+# Many in one command: a PUBLISH or SET each costs several times as much here, most of it for the answer
 # (docs/performance.md).
 _PUBLISH: Final = "for i = 1, #ARGV, 2 do redis.call('publish', ARGV[i], ARGV[i + 1]) end return #ARGV / 2"
+_PUT_VALUES: Final = (
+    "for i = 1, #KEYS do redis.call('set', KEYS[i], ARGV[2 * i - 1], 'px', ARGV[2 * i]) end return #KEYS"
+)
 # Fields and their end in one step, so that nothing is left for ever when the connection is cut between the two.
 _PUT_FIELDS: Final = (
     "redis.call('del', KEYS[1]) redis.call('hset', KEYS[1], unpack(ARGV, 2)) "
@@ -170,14 +173,19 @@ def commands(batch: Batch) -> list[list[str | bytes | int]]:
             publish += message
         told.append(publish)
     now = trio.current_time()
+    keys: list[str | bytes | int] = []
+    values: list[str | bytes | int] = []
     for key, (expires_at, value, fields) in batch.writes.items():
         if value is not None:
-            told.append(["SET", key, value, "PX", _milliseconds(expires_at - now)])
+            keys.append(key)
+            values += (value, _milliseconds(expires_at - now))
         elif fields is not None:
             pairs = [part for field in fields.items() for part in field]
             told.append(["EVAL", _PUT_FIELDS, 1, key, _milliseconds(expires_at - now), *pairs])
         else:
             told.append(["DEL", key])
+    if keys:
+        told.append(["EVAL", _PUT_VALUES, len(keys), *keys, *values])
     return told
 
 

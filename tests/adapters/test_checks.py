@@ -273,7 +273,7 @@ async def test_the_rights_that_the_documentation_names_are_enough(loop, make_red
     assert line.startswith("redis: ok")
 
 
-# docs/operations.md gives it so, with another password.
+# docs/redis.md gives it so, with another password.
 DOCUMENTED = (
     "ACL SETUSER classpulse on >pw resetchannels &progress_events &error_events &session_events "
     "~session:* ~class_summary:* ~websocket_connections:* +ping +info +time +select +eval +publish "
