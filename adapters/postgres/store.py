@@ -22,6 +22,7 @@ from engine.session import UserState
 
 from .migrations import migrate
 from .partitions import DAY_MS, Month, drop_months, make_months, months_around, months_of, tend_default
+from .roles import become_writer
 
 # Keeps a second daemon off the database for as long as the writer's connection lives.
 _DAEMON_LOCK: Final = 0x436C_6173_7370_756C
@@ -49,12 +50,25 @@ Row: TypeAlias = tuple[Any, ...]
 
 
 class PostgresStore:
-    """Holds the writer's connection and one for recovery's reads; each is remade when it is lost."""
+    """Holds the writer's connection and one for recovery's reads; each is remade when it is lost.
+
+    The writer's is ``app_writer`` where it can be. Migrations and partitions are the owner's: they go through a
+    connection of their own to ``admin_dsn``, which is there for that while only.
+    """
 
     name = "postgresql"
 
-    def __init__(self, dsn: Dsn, *, apply_migrations: bool, clock: WallClock, times: Histograms | None = None) -> None:
+    def __init__(
+        self,
+        dsn: Dsn,
+        *,
+        apply_migrations: bool,
+        clock: WallClock,
+        admin_dsn: Dsn | None = None,
+        times: Histograms | None = None,
+    ) -> None:
         self._dsn = dsn
+        self._admin_dsn = dsn if admin_dsn is None else admin_dsn
         self._times = times
         self._apply_migrations = apply_migrations
         self._clock = clock
@@ -74,9 +88,11 @@ class PostgresStore:
             connection = await Connection.connect(self._dsn(), self._times)
             try:
                 await _lock(connection)
-                await migrate(connection, apply=self._apply_migrations)
-                self._months = set(months_around(self._clock() // DAY_MS))
-                await make_months(connection, self._months)
+                async with self._owner() as owner:
+                    await migrate(owner, apply=self._apply_migrations)
+                    self._months = set(months_around(self._clock() // DAY_MS))
+                    await make_months(owner, self._months)
+                await become_writer(connection)
             except BaseException:
                 connection.terminate()
                 raise
@@ -139,7 +155,7 @@ class PostgresStore:
     async def write(self, flush: Flush) -> None:
         """See `engine.ports.Store`. A connection that fails in it is dropped: its state is not worth guessing."""
         async with self._alone() as connection:
-            await self._ensure_months(connection, flush)
+            await self._ensure_months(flush)
             async with connection.transaction():
                 await self._move_offset(connection, flush)
                 await _copy_rows(connection, flush)
@@ -147,21 +163,29 @@ class PostgresStore:
                 await _put_dead_letters(connection, flush)
 
     async def tend(self, now: int, retention: Retention) -> int:
-        """See `engine.ports.Store`. On the writer's connection, between two flushes: they cannot block each other."""
-        async with self._alone() as connection:
+        """See `engine.ports.Store`. Between two flushes, in the writer's turn: they cannot block each other."""
+        async with self._writing, self._owner() as owner:
+            self._held()
             months = months_around(now // DAY_MS)
-            await make_months(connection, months)
-            strays = await tend_default(connection)
-            self._months = (self._months | months) - await drop_months(connection, now, retention)
+            await make_months(owner, months)
+            strays = await tend_default(owner)
+            self._months = (self._months | months) - await drop_months(owner, now, retention)
             return strays
+
+    @asynccontextmanager
+    async def _owner(self) -> AsyncIterator[Connection]:
+        """A connection of the tables' owner, for the block."""
+        connection = await Connection.connect(self._admin_dsn(), self._times)
+        try:
+            yield connection
+        finally:
+            await connection.close()
 
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[Connection]:
         """The writer's connection, for one at a time."""
         async with self._writing:
-            connection = self._writer
-            if connection is None or connection.closed:
-                raise StoreUnavailableError("PostgreSQL: the connection was lost")
+            connection = self._held()
             try:
                 yield connection
             except StoreDataError:
@@ -171,13 +195,20 @@ class PostgresStore:
                 connection.terminate()
                 raise
 
-    async def _ensure_months(self, connection: Connection, flush: Flush) -> None:
+    def _held(self) -> Connection:
+        """The writer's connection, and with it the daemon's lock."""
+        if self._writer is None or self._writer.closed:
+            raise StoreUnavailableError("PostgreSQL: the connection was lost")
+        return self._writer
+
+    async def _ensure_months(self, flush: Flush) -> None:
         today = self._clock() // DAY_MS
         days = {today, *(commit.received_at // DAY_MS for commit in flush.commits)}
         started = {row.started_at // DAY_MS for snapshot in flush.snapshots for row in snapshot.sessions}
         missing = months_of(started).union(*map(months_around, days)) - self._months
         if missing:
-            await make_months(connection, missing)
+            async with self._owner() as owner:
+                await make_months(owner, missing)
             self._months |= missing
 
     async def _move_offset(self, connection: Connection, flush: Flush) -> None:
@@ -351,9 +382,8 @@ async def _put_users(connection: Connection, snapshots: list[Snapshot]) -> None:
 async def _put_sessions(connection: Connection, snapshots: list[Snapshot]) -> None:
     moved = [identity for snapshot in snapshots for identity in snapshot.moved]
     if moved:
-        await connection.execute(
-            "delete from learning_sessions using unnest($1::uuid[], $2::timestamptz[]) as gone(id, started_at) "
-            "where learning_sessions.id = gone.id and learning_sessions.started_at = gone.started_at",
+        await connection.fetch(
+            "select forget_sessions($1::uuid[], $2::timestamptz[])",
             [identity for identity, _ in moved],
             [to_timestamptz(started_at) for _, started_at in moved],
         )

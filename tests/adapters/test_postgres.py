@@ -196,7 +196,8 @@ async def test_a_session_that_crosses_a_month_is_one_row_and_moves_with_its_star
 
 async def test_months_past_their_retention_are_dropped_whole(loop, database, store, feed, capsys):
     async with opened(store):
-        await make_months(store._writer, [(2023, 7), (2023, 8), (2025, 9), (2025, 10)])
+        async with store._owner() as owner:
+            await make_months(owner, [(2023, 7), (2023, 8), (2025, 9), (2025, 10)])
         await store.write(feed.flush(run(time=NOW - 30 * DAY), run()))
         assert await store.tend(NOW, Retention(400, 1200)) == 0  # since 2025-10-14 and 2023-08-06
         kept = {month(days) for days in range(-31, 32)} | {"default", "2025_10"}
