@@ -92,11 +92,11 @@ class Flush(msgspec.Struct, frozen=True, gc=False):
     journal_id: UUID
     after: int  # rows of (after, upto] are new; the store's offset becomes upto
     upto: int
-    commits: list[PackedCommit]
-    snapshots: list[Snapshot]
-    snapshot_floor: int  # every event up to it is in its user's stored snapshot, once this flush is stored
-    notebooks: list[tuple[str, str, NotebookTotals]]  # (class, path, totals) that changed
-    dead_letters: list[DeadLetter]
+    commits: list[PackedCommit] = []
+    snapshots: list[Snapshot] = []
+    snapshot_floor: int = 0  # every event up to it is in its user's stored snapshot, once this flush is stored
+    notebooks: list[tuple[str, str, NotebookTotals]] = []  # (class, path, totals) that changed
+    dead_letters: list[DeadLetter] = []
 
 
 class StoredOffsets(msgspec.Struct, frozen=True, gc=False):
@@ -113,8 +113,8 @@ class Retention(msgspec.Struct, frozen=True, gc=False):
     sessions_days: int
 
 
-class Store(Protocol):
-    """A place that events end up in.
+class RowStore(Protocol):
+    """A place that rows end up in.
 
     Every method raises StoreUnavailableError when it is away (the same call may go through later), and
     StoreRefusedError when it must not be used as it is.
@@ -125,19 +125,26 @@ class Store(Protocol):
         """Its name in health, offsets and metrics."""
 
     async def open(self) -> None:
-        """Connect, bring the schema up to date, and take the lock that keeps other daemons out. Idempotent."""
+        """Make it ready for `write`. Idempotent."""
 
     async def ping(self) -> None:
         """Prove that it answers."""
 
-    async def offsets(self, journal_id: UUID) -> StoredOffsets:
-        """What is committed of this journal."""
-
     async def write(self, flush: Flush) -> None:
-        """Commit a flush: all of it in one transaction, or nothing.
+        """Commit a flush: all of it, or nothing for sure.
 
         Raises StoreDataError when the store cannot hold some of it; it then need not be opened again.
         """
+
+
+class Store(RowStore, Protocol):
+    """The place that keeps states too, and the offsets with them: it commits a flush in one transaction.
+
+    Its `open` connects, brings the schema up to date, and takes the lock that keeps other daemons out.
+    """
+
+    async def offsets(self, journal_id: UUID) -> StoredOffsets:
+        """What is committed of this journal."""
 
     async def tend(self, now: int, retention: Retention) -> int:
         """Make room for what may come after ``now`` (ms), and let go of what is past its time.
