@@ -33,8 +33,10 @@ from adapters.http.server import HttpServer
 from adapters.journal import SqliteJournal
 from adapters.lock import DirectoryLock
 from adapters.metrics import CONTENT_TYPE, Metrics
+from adapters.postgres.pool import Pool
 from adapters.postgres.probe import migrate_database, server_version
 from adapters.postgres.queries import PostgresQueries
+from adapters.postgres.replicas import ReadPool
 from adapters.postgres.store import PostgresStore
 from adapters.systemd import Manager
 from adapters.watchdog import Watchdog

@@ -15,6 +15,7 @@ from adapters.postgres.migrations import migrate, migrations
 from adapters.postgres.partitions import PARTITIONED, make_months
 from adapters.postgres.probe import migrate_database, server_version
 from adapters.postgres.queries import PostgresQueries
+from adapters.postgres.replicas import ReadPool
 from adapters.postgres.store import PostgresStore
 from engine.cohort import NotebookTotals
 from engine.errors import StoreDataError, StoreRefusedError, StoreUnavailableError
@@ -312,7 +313,7 @@ async def test_a_database_that_is_not_there_is_refused(loop, postgres):
 async def test_a_server_that_is_away_is_unavailable(loop):
     dsn = f"postgresql://ann:s3cret@127.0.0.1:{free_port()}/x"
     store = PostgresStore(lambda: dsn, apply_migrations=True, clock=lambda: NOW)
-    queries = PostgresQueries(lambda: dsn)
+    queries = PostgresQueries(ReadPool(lambda: dsn))
     for call in (store.open, store.ping, lambda: queries.user_sessions("ann", "default", None, 10, None)):
         with pytest.raises(StoreUnavailableError) as away:
             await call()
@@ -352,7 +353,7 @@ async def test_a_connection_that_was_killed_is_told_and_made_again(loop, databas
 
 
 async def test_reads_come_back_by_themselves(loop, database, store):
-    queries = PostgresQueries(lambda: database.dsn)
+    queries = PostgresQueries(ReadPool(lambda: database.dsn))
     async with opened(store):
         await store.ping()
         await queries.user_sessions("ann", "default", None, 10, None)
@@ -465,7 +466,7 @@ async def test_any_text_comes_back_as_it_went(loop, database, store, feed):
     }
     (row,) = await database.query("select * from users")
     assert (row["username"], row["display_name"], row["team"]) == (AWKWARD, AWKWARD, AWKWARD)
-    queries = PostgresQueries(lambda: database.dsn)
+    queries = PostgresQueries(ReadPool(lambda: database.dsn))
     (session,) = await queries.user_sessions(AWKWARD, "default", cell.notebook_path, 10, None)
     assert session.client_session == AWKWARD
     await queries.close()
