@@ -13,6 +13,7 @@ from engine.event import UserKey
 from engine.ports import DeadLetter, Flush, Journal, Snapshot, Store
 from engine.watermark import Watermark
 
+from .lanes import Lane
 from .recovery import Resume, resume_from
 from .session import SessionActor, SessionContext
 
@@ -40,13 +41,15 @@ class States:
         context: SessionContext,
         *,
         accept_gap: bool,
+        lane: Lane | None = None,
     ) -> None:
+        """``lane``: of the shard that the store is; None: everything."""
+        mailboxes = context.mailboxes
+        lane = lane or Lane(context.dirty, mailboxes.notebooks, mailboxes.dead_letters)
         self._journal = journal
         self._store = store
         self._watermark = watermark
-        self._dirty = context.dirty
-        self._notebooks = context.mailboxes.notebooks
-        self._dead_letters = context.mailboxes.dead_letters
+        self._dirty, self._notebooks, self._dead_letters = lane
         self._accept_gap = accept_gap
         self._snapshots = f"{store.name}.snapshots"
         self.names = (store.name, self._snapshots)

@@ -140,6 +140,10 @@ class MemoryStore:
         """See `engine.ports.Store`."""
         await self._reach()
 
+    def groups(self, keys: Iterable[UserKey]) -> list[list[UserKey]]:
+        """See `engine.ports.StateKeeper`."""
+        return [list(keys)]
+
     async def offsets(self, journal_id: UUID) -> StoredOffsets:
         """See `engine.ports.Store`."""
         await self._reach()

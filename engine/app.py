@@ -14,10 +14,11 @@ import trio
 
 from actors.admission import Limits
 from actors.broadcaster import Broadcaster
+from actors.lanes import make_lanes
 from actors.mailboxes import Mailboxes
 from actors.recovery import Recovery
 from actors.router import Router
-from actors.session import SessionActor, SessionContext
+from actors.session import SessionContext
 from actors.states import States
 from actors.supervisor import supervise
 from actors.trimming import Trimming
@@ -33,11 +34,8 @@ from adapters.http.server import HttpServer
 from adapters.journal import SqliteJournal
 from adapters.lock import DirectoryLock
 from adapters.metrics import CONTENT_TYPE, Metrics
-from adapters.postgres.pool import Pool
+from adapters.postgres.databases import Databases, with_login
 from adapters.postgres.probe import migrate_database, server_version
-from adapters.postgres.queries import PostgresQueries
-from adapters.postgres.replicas import ReadPool
-from adapters.postgres.store import PostgresStore
 from adapters.systemd import Manager
 from adapters.watchdog import Watchdog
 from adapters.websocket import StreamEndpoint
@@ -45,7 +43,6 @@ from config import Reloader, Settings
 from config.settings import EMBEDDED
 from engine.catalog import Sources, catalog
 from engine.clock import wall_clock
-from engine.dirty import DirtyUsers
 from engine.errors import ClasspulseError, StartError, flatten
 from engine.health import Health
 from engine.measures import Histograms
@@ -96,7 +93,7 @@ class App:
             EmbeddedPostgres(
                 settings.data_dir / "postgres", log=structlog.get_logger("embedded"), stop_timeout_s=_EMBEDDED_S
             )
-            if settings.postgres.dsn == EMBEDDED
+            if settings.postgres.dsn == EMBEDDED and not settings.postgres.shards
             else None
         )
 
@@ -131,8 +128,7 @@ class App:
                 try:
                     await self._serve(parts, on_ready)
                 finally:
-                    await parts.store.close()
-                    await parts.queries.close()
+                    await parts.databases.close()
                     self._journal.close()
                     if self._embedded is not None:
                         self._embedded.request_stop()
@@ -167,6 +163,7 @@ class App:
         async with trio.open_nursery() as background:
             background.start_soon(supervise, "broadcaster", parts.broadcaster.run)
             background.start_soon(supervise, "upkeep", parts.upkeep.run)
+            background.start_soon(supervise, "replicas", parts.databases.run)
             async with trio.open_nursery() as writers:
                 async with trio.open_nursery() as core:
                     await core.start(parts.router.run)
@@ -255,8 +252,7 @@ class _Parts(NamedTuple):
     upkeep: Upkeep
     stream: StreamEndpoint
     server: HttpServer
-    store: PostgresStore
-    queries: PostgresQueries
+    databases: Databases
 
     @property
     def lag(self) -> int:
@@ -274,7 +270,6 @@ def _assemble(
     accept_gap: bool,
 ) -> _Parts:
     """Tie the rooms together. Nothing here does I/O."""
-    dirty: DirtyUsers[SessionActor] = DirtyUsers()
     mailboxes = Mailboxes()
     watermark = Watermark()
     retire_after_ms = int(settings.session.retire_after_s * 1000)
@@ -284,29 +279,39 @@ def _assemble(
         stuck_errors=settings.stuck.consecutive_errors,
     )
     queried, answered = Histograms(), Histograms()
-    store = PostgresStore(dsn, apply_migrations=settings.postgres.migrate, clock=wall_clock, times=queried)
-    queries = PostgresQueries(dsn, queried)
+    databases = _databases(settings, dsn, queried)
+    dirty, lanes = make_lanes(len(databases.stores), mailboxes)
     idle_ms = int(settings.session.idle_timeout_s * 1000)
     context = SessionContext(journal.id.hex, idle_ms, dirty, mailboxes, set(), journal, thresholds)
     past = watermark.open(journal.last_seq, 1)  # recovery's share: all that is in the journal already
     limits = Limits(settings.limits.users_per_class, settings.limits.notebooks_per_class)
     router = Router(journal, context, watermark, limits=limits, retire_after_ms=retire_after_ms, clock=wall_clock)
     recovery = Recovery(
-        journal, store, router, context, past, accept_gap=accept_gap, retire_after_ms=retire_after_ms, clock=wall_clock
+        journal,
+        databases.states,
+        router,
+        context,
+        past,
+        accept_gap=accept_gap,
+        retire_after_ms=retire_after_ms,
+        clock=wall_clock,
     )
     trimming = Trimming(journal)
-    writer = StoreWriter(
-        journal,
-        store,
-        States(journal, store, watermark, context, accept_gap=accept_gap),
-        trimming,
-        watermark,
-        mailboxes=mailboxes,
-        recovery=recovery,
-        interval_s=settings.postgres.flush_interval_ms / 1000,
-        max_events=settings.postgres.flush_max_events,
-    )
-    writers = [writer]
+    writers = [
+        StoreWriter(
+            journal,
+            store,
+            States(journal, store, watermark, context, accept_gap=accept_gap, lane=lane),
+            trimming,
+            watermark,
+            mailboxes=mailboxes,
+            recovery=recovery,
+            interval_s=settings.postgres.flush_interval_ms / 1000,
+            max_events=settings.postgres.flush_max_events,
+        )
+        for store, lane in zip(databases.stores, lanes, strict=True)
+    ]
+    told = [partial(getattr, writer, "health") for writer in writers]
     broadcaster = Broadcaster(
         router,
         mailboxes,
@@ -317,12 +322,12 @@ def _assemble(
         facts=lambda: {"journal": journal.health} | {each.name: each.health for each in writers},
     )
     upkeep = Upkeep(
-        store,
+        databases.states,
         recovery,
         Retention(settings.retention.events_days, settings.retention.sessions_days),
         wall_clock,
     )
-    health = Health(lambda: journal.health, [(store, lambda: writer.health | upkeep.health)])
+    health = Health(lambda: journal.health, [(databases.states, lambda: databases.health(told) | upkeep.health)])
     http = settings.http
     own_origin = (http.public_url.rstrip("/").lower(),) if http.public_url else ()
     stream = StreamEndpoint(broadcaster, origins=(*http.cors_origins, *own_origin))
@@ -340,7 +345,7 @@ def _assemble(
         {each.name: each for each in writers},
         stream,
         mailboxes,
-        {store.name: [store, queries]},
+        databases.pools,
         queried,
         answered,
     )
@@ -350,7 +355,7 @@ def _assemble(
         AsgiBridge(
             api(
                 broadcaster,
-                queries,
+                databases.queries,
                 health,
                 ready=ready,
                 metrics=lambda: (metrics.text(), CONTENT_TYPE),
@@ -374,7 +379,22 @@ def _assemble(
         public_url=http.public_url,
         inherited=manager.sockets,
     )
-    return _Parts(router, recovery, writers, broadcaster, upkeep, stream, server, store, queries)
+    return _Parts(router, recovery, writers, broadcaster, upkeep, stream, server, databases)
+
+
+def _databases(settings: Settings, dsn: Dsn, times: Histograms) -> Databases:
+    postgres = settings.postgres
+    shards: list[Dsn] = [partial(str, shard) for shard in postgres.shards]
+    return Databases(
+        shards or [dsn],
+        admin_dsn=postgres.admin_dsn,
+        student_dsn=postgres.student_dsn,
+        read_dsns=postgres.read_dsns,
+        max_lag_ms=postgres.max_replica_lag_ms,
+        apply_migrations=postgres.migrate,
+        clock=wall_clock,
+        times=times,
+    )
 
 
 async def _first_of(*events: trio.Event, seconds: float) -> None:
@@ -411,23 +431,25 @@ Say = Callable[[str], None]
 
 
 @asynccontextmanager
-async def _database(settings: Settings) -> AsyncIterator[str | None]:
-    """A DSN that works in the block: the configured one, the running daemon's, or that of a server for the while.
+async def _dsns(settings: Settings) -> AsyncIterator[list[str]]:
+    """DSNs that work in the block: those configured, the running daemon's, or that of a server for the while.
 
-    None: the embedded server was never made.
+    None at all: the embedded server was never made.
     """
     directory = settings.data_dir / "postgres"
-    if settings.postgres.dsn != EMBEDDED:
-        yield settings.postgres.dsn
+    if settings.postgres.shards:
+        yield list(settings.postgres.shards)
+    elif settings.postgres.dsn != EMBEDDED:
+        yield [settings.postgres.dsn]
     elif not (directory / "PG_VERSION").exists():
-        yield None
+        yield []
     elif (running := await trio.to_thread.run_sync(running_dsn, directory)) is not None:
-        yield running
+        yield [running]
     else:
         with DirectoryLock(settings.data_dir):
             async with trio.open_nursery() as nursery:
                 embedded = EmbeddedPostgres(directory, log=structlog.get_logger("embedded"))
-                yield await nursery.start(embedded.run)
+                yield [await nursery.start(embedded.run)]
                 embedded.request_stop()
 
 
@@ -444,14 +466,18 @@ async def check(settings: Settings, say: Say) -> bool:
         say(f"data_dir: cannot use {settings.data_dir}: {fault.strerror}")
         well = False
     try:
-        async with open_loop(), _database(settings) as dsn:
-            if dsn is None:
+        async with open_loop(), _dsns(settings) as dsns:
+            if not dsns:
                 say(f"postgresql: ok, embedded; the first `serve` makes it in {settings.data_dir / 'postgres'}")
-            else:
-                say(f"postgresql: ok, {await server_version(dsn)}, {without_password(dsn)}")
+            for dsn in _every_dsn(settings, dsns):
+                try:
+                    say(f"postgresql: ok, {await server_version(dsn)}, {without_password(dsn)}")
+                except ClasspulseError as error:
+                    say(f"postgresql: {error}")
+                    well = False
     except* ClasspulseError as group:
-        for error in flatten(group):
-            say(f"postgresql: {error}")
+        for each in flatten(group):
+            say(f"postgresql: {each}")
         well = False
     say("influxdb: not configured")
     say("redis: not configured")
@@ -460,8 +486,19 @@ async def check(settings: Settings, say: Say) -> bool:
 
 async def migrate(settings: Settings, say: Say) -> None:
     """Bring the database to the current schema."""
-    async with open_loop(), _database(settings) as dsn:
-        if dsn is None:
+    admin = settings.postgres.admin_dsn
+    async with open_loop(), _dsns(settings) as dsns:
+        if not dsns:
             say("postgresql: embedded; the first `serve` makes it with the current schema")
-        else:
-            say(f"postgresql: schema version {await migrate_database(dsn)}")
+        for dsn in dsns:
+            owner = with_login(dsn, admin) if admin and settings.postgres.shards else admin or dsn
+            say(f"postgresql: schema version {await migrate_database(owner)}")
+
+
+def _every_dsn(settings: Settings, dsns: list[str]) -> list[str]:
+    """All that a daemon with these settings connects to."""
+    postgres = settings.postgres
+    logins = [login for login in (postgres.admin_dsn, postgres.student_dsn) if login]
+    if postgres.shards:
+        logins = [with_login(dsn, login) for login in logins for dsn in dsns]
+    return [*dsns, *logins, *postgres.read_dsns]

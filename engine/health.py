@@ -6,7 +6,7 @@ from typing import Any, Final
 import trio
 
 from engine.errors import StoreRefusedError, StoreUnavailableError
-from engine.ports import RowStore
+from engine.ports import Place
 
 # How long a check waits for a store's answer, in seconds.
 _PING_S: Final = 1.0
@@ -18,7 +18,7 @@ Facts = Callable[[], dict[str, Any]]
 class Health:
     """Asks the journal and the stores; these really, so one that went away in a quiet hour is seen."""
 
-    def __init__(self, journal: Facts, stores: list[tuple[RowStore, Facts]]) -> None:
+    def __init__(self, journal: Facts, stores: list[tuple[Place, Facts]]) -> None:
         """``stores``: each with what its writer says of it."""
         self._journal = journal
         self._stores = stores
@@ -29,7 +29,7 @@ class Health:
         checks: dict[str, Any] = {"journal": journal}
         checks |= {store.name: {} for store, _ in self._stores}  # in this order, whoever answers first
 
-        async def check(store: RowStore, writer: Facts) -> None:
+        async def check(store: Place, writer: Facts) -> None:
             checks[store.name] = await _check(store, writer)
 
         async with trio.open_nursery() as nursery:
@@ -44,7 +44,7 @@ class Health:
         return {"status": status, "checks": checks}
 
 
-async def _check(store: RowStore, writer: Facts) -> dict[str, Any]:
+async def _check(store: Place, writer: Facts) -> dict[str, Any]:
     facts = writer()
     began = trio.current_time()
     fault: str | None = f"no answer within {_PING_S:g} s"

@@ -113,8 +113,8 @@ class Retention(msgspec.Struct, frozen=True, gc=False):
     sessions_days: int
 
 
-class RowStore(Protocol):
-    """A place that rows end up in.
+class Place(Protocol):
+    """Somewhere that something is stored.
 
     Every method raises StoreUnavailableError when it is away (the same call may go through later), and
     StoreRefusedError when it must not be used as it is.
@@ -125,10 +125,14 @@ class RowStore(Protocol):
         """Its name in health, offsets and metrics."""
 
     async def open(self) -> None:
-        """Make it ready for `write`. Idempotent."""
+        """Make it ready for use. Idempotent."""
 
     async def ping(self) -> None:
         """Prove that it answers."""
+
+
+class RowStore(Place, Protocol):
+    """A place that rows end up in."""
 
     async def write(self, flush: Flush) -> None:
         """Commit a flush: all of it, or nothing for sure.
@@ -137,14 +141,17 @@ class RowStore(Protocol):
         """
 
 
-class Store(RowStore, Protocol):
-    """The place that keeps states too, and the offsets with them: it commits a flush in one transaction.
+class StateKeeper(Place, Protocol):
+    """What keeps states and offsets, for those who read them: a store, or all shards of one.
 
     Its `open` connects, brings the schema up to date, and takes the lock that keeps other daemons out.
     """
 
+    def groups(self, keys: Iterable[UserKey]) -> list[list[UserKey]]:
+        """The users by who keeps them: one group can be had while another's keeper is away."""
+
     async def offsets(self, journal_id: UUID) -> StoredOffsets:
-        """What is committed of this journal."""
+        """What is committed of this journal, everywhere."""
 
     async def tend(self, now: int, retention: Retention) -> int:
         """Make room for what may come after ``now`` (ms), and let go of what is past its time.
@@ -160,6 +167,10 @@ class Store(RowStore, Protocol):
 
     async def notebooks(self) -> list[tuple[str, str, NotebookTotals]]:
         """The known notebooks of every class: (class, path, totals)."""
+
+
+class Store(RowStore, StateKeeper, Protocol):
+    """The place that keeps rows, states, and the offsets with them: it commits a flush in one transaction."""
 
 
 class SessionQueries(Protocol):

@@ -12,7 +12,7 @@ from .replicas import ReadPool
 
 
 class PostgresQueries:
-    """Reads of the API. What is about one student goes through ``students``, logged in as ``app_user``, if there is one."""
+    """Reads of the API. What one student is shown goes through ``students``, which logs in as ``app_user``."""
 
     def __init__(self, reads: ReadPool, students: Pool | None = None) -> None:
         self._reads = reads

@@ -40,7 +40,9 @@ class _Sample(NamedTuple):
     position: int
 
 
-class _Replica:
+class Replica:
+    """One of them: how to reach it, and whether it should be asked."""
+
     def __init__(self, dsn: str, number: int, times: Histograms | None) -> None:
         self.number = number
         self.pool = Pool(lambda: dsn, times)
@@ -48,6 +50,11 @@ class _Replica:
         self.fault: str | None = "not looked at yet"
         self.lag_ms: int | None = None
         self.queries: set[trio.CancelScope] = set()  # that are under way
+
+    @property
+    def connections(self) -> int:
+        """How many are open to it."""
+        return self.pool.connections + self.watch.connections
 
     def judge(self, fault: str | None) -> None:
         """What it is asked is asked elsewhere while it has a fault, and so is what was under way without an answer."""
@@ -74,7 +81,7 @@ class ReadPool:
     ) -> None:
         self._primary = Pool(primary, times)
         self._watch = Pool(primary, times, size=1)
-        self._replicas = [_Replica(dsn, number, times) for number, dsn in enumerate(replicas)]
+        self.replicas = [Replica(dsn, number, times) for number, dsn in enumerate(replicas)]
         self._max_lag_s = max_lag_ms / 1000
         self._samples: deque[_Sample] = deque()
         self._system: int | None = None  # identifier of the primary's cluster, which its replicas share
@@ -82,7 +89,7 @@ class ReadPool:
 
     async def fetch(self, query: str, *args: Any) -> list[Any]:
         """As `Connection.fetch`; of the primary's errors. What a replica fails in is asked again elsewhere."""
-        fit = [replica for replica in self._replicas if replica.fault is None]
+        fit = [replica for replica in self.replicas if replica.fault is None]
         self._turn += 1
         for step in range(len(fit)):
             replica = fit[(self._turn + step) % len(fit)]
@@ -100,7 +107,7 @@ class ReadPool:
 
     async def run(self) -> None:
         """Keep looking at the replicas."""
-        while self._replicas:
+        while self.replicas:
             await self.look()
             await trio.sleep(min(_LOOK_S, self._max_lag_s))
 
@@ -109,7 +116,7 @@ class ReadPool:
         with trio.move_on_after(_ANSWER_S):
             await self._sample()
         async with trio.open_nursery() as nursery:
-            for replica in self._replicas:
+            for replica in self.replicas:
                 nursery.start_soon(self._look_at, replica)
 
     async def _sample(self) -> None:
@@ -125,7 +132,7 @@ class ReadPool:
         while len(self._samples) > 1 and self._samples[1].at <= now - self._max_lag_s:
             self._samples.popleft()
 
-    async def _look_at(self, replica: _Replica) -> None:
+    async def _look_at(self, replica: Replica) -> None:
         fault = f"no answer within {_ANSWER_S:g} s"
         found = None
         with trio.move_on_after(_ANSWER_S):
@@ -156,10 +163,10 @@ class ReadPool:
     @property
     def health(self) -> dict[str, Any]:
         """For the database's part of `/api/v1/health`; nothing without replicas."""
-        if not self._replicas:
+        if not self.replicas:
             return {}
         facts = []
-        for replica in self._replicas:
+        for replica in self.replicas:
             fact: dict[str, Any] = {"status": "healthy" if replica.fault is None else "unhealthy"}
             if replica.lag_ms is not None:
                 fact["lag_ms"] = replica.lag_ms
@@ -173,12 +180,7 @@ class ReadPool:
         """How many are open to the primary."""
         return self._primary.connections + self._watch.connections
 
-    @property
-    def replica_connections(self) -> list[int]:
-        """How many are open to each replica."""
-        return [replica.pool.connections + replica.watch.connections for replica in self._replicas]
-
     async def close(self) -> None:
         """Let go of all connections."""
-        for pool in (self._primary, self._watch, *(each for r in self._replicas for each in (r.pool, r.watch))):
+        for pool in (self._primary, self._watch, *(each for r in self.replicas for each in (r.pool, r.watch))):
             await pool.close()

@@ -19,7 +19,9 @@ from engine.measures import Histograms
 from engine.ports import Flush, Retention, SessionRow, Snapshot, StoredOffsets
 from engine.rows import decode_state
 from engine.session import UserState
+from engine.sharding import Shard
 
+from .identity import Identity, check_identity, read_identity, write_identity
 from .migrations import migrate
 from .partitions import DAY_MS, Month, drop_months, make_months, months_around, months_of, tend_default
 from .roles import become_writer
@@ -56,8 +58,6 @@ class PostgresStore:
     connection of their own to ``admin_dsn``, which is there for that while only.
     """
 
-    name = "postgresql"
-
     def __init__(
         self,
         dsn: Dsn,
@@ -65,11 +65,15 @@ class PostgresStore:
         apply_migrations: bool,
         clock: WallClock,
         admin_dsn: Dsn | None = None,
+        shard: Shard = Shard(),  # noqa: B008 - immutable
         times: Histograms | None = None,
     ) -> None:
         self._dsn = dsn
         self._admin_dsn = dsn if admin_dsn is None else admin_dsn
         self._times = times
+        self.shard = shard
+        self.name = shard.name("postgresql")
+        self.identity: Identity | None = None  # what the database said when it was opened
         self._apply_migrations = apply_migrations
         self._clock = clock
         self._writer: Connection | None = None
@@ -90,6 +94,7 @@ class PostgresStore:
                 await _lock(connection)
                 async with self._owner() as owner:
                     await migrate(owner, apply=self._apply_migrations)
+                    await self._identify(owner)
                     self._months = set(months_around(self._clock() // DAY_MS))
                     await make_months(owner, self._months)
                 await become_writer(connection)
@@ -98,6 +103,20 @@ class PostgresStore:
                 raise
             self._known = set()
             self._writer = connection
+
+    async def _identify(self, owner: Connection) -> None:
+        """Prove that this is the database it should be. Raises StoreRefusedError."""
+        found = await read_identity(owner)
+        check_identity(found, self.shard, used=bool(await owner.fetch("select from sink_offsets limit 1")))
+        if self.identity is not None and found != self.identity:
+            raise StoreRefusedError(f"{self.name}: another database answers than at the start")
+        self.identity = found
+
+    async def join(self, set_id: UUID) -> None:
+        """Become one of a set of shards, for good."""
+        self.identity = Identity(set_id, *self.shard)
+        async with self._owner() as owner:
+            await write_identity(owner, self.identity)
 
     @property
     def connections(self) -> int:
@@ -113,6 +132,10 @@ class PostgresStore:
     async def ping(self) -> None:
         """See `engine.ports.Store`."""
         await self._fetch("select 1")
+
+    def groups(self, keys: Iterable[UserKey]) -> list[list[UserKey]]:
+        """See `engine.ports.StateKeeper`."""
+        return [list(keys)]
 
     async def offsets(self, journal_id: UUID) -> StoredOffsets:
         """See `engine.ports.Store`."""
@@ -158,7 +181,7 @@ class PostgresStore:
             await self._ensure_months(flush)
             async with connection.transaction():
                 await self._move_offset(connection, flush)
-                await _copy_rows(connection, flush)
+                await _copy_rows(connection, flush, self.shard)
                 await self._put_states(connection, flush)
                 await _put_dead_letters(connection, flush)
 
@@ -288,10 +311,11 @@ async def _lock(connection: Connection) -> None:
     )
 
 
-async def _copy_rows(connection: Connection, flush: Flush) -> None:
+async def _copy_rows(connection: Connection, flush: Flush, shard: Shard) -> None:
     for chunk in _chunks(flush.commits):
         activities: list[Row] = []
-        await connection.copy("cell_executions", _CELL_COLUMNS, _cell_rows(chunk, flush.journal_id, activities))
+        rows = _cell_rows(chunk, flush.journal_id, activities, None if shard.size == 1 else shard)
+        await connection.copy("cell_executions", _CELL_COLUMNS, rows)
         if activities:
             await connection.copy("activity_events", _ACTIVITY_COLUMNS, activities)
 
@@ -310,14 +334,20 @@ def _chunks(commits: list[PackedCommit]) -> Iterator[list[PackedCommit]]:
         yield chunk
 
 
-def _cell_rows(commits: list[PackedCommit], journal_id: UUID, activities: list[Row]) -> Iterator[Row]:
+def _cell_rows(
+    commits: list[PackedCommit], journal_id: UUID, activities: list[Row], shard: Shard | None
+) -> Iterator[Row]:
     """Rows of cell events, made as they are asked for; those of the other events go to ``activities``.
+
+    Only of students that ``shard`` keeps; None: of all.
 
     An event is unpacked, encoded and let go while the processor's cache holds it: that halves what it costs.
     """
     for commit in commits:
         received_at = to_timestamptz(commit.received_at)
         for seq, event in enumerate(commit.unpack().events, commit.first_seq):
+            if shard is not None and not shard.keeps(event.user_id):
+                continue
             if event.event_type in CELL_TYPES:
                 yield _cell_row(event, seq, received_at, journal_id)
             else:

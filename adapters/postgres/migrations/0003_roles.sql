@@ -46,6 +46,7 @@ begin
             ('session_snapshots', true, null),
             ('sink_offsets', true, null),
             ('dead_letters', true, null),
+            ('shard_identity', true, null),
             ('schema_migrations', false, null)
         ) as rules (target, writable, own_rows)
         where to_regclass(target) is not null
