@@ -26,7 +26,7 @@ class Lane(NamedTuple):
 
 
 def make_lanes(count: int, mailboxes: Mailboxes) -> tuple[DirtyUsers[SessionActor], list[Lane]]:
-    """The dirty users as the actors have them, and the lanes, whose parts stand behind them and behind ``mailboxes``."""
+    """The dirty users as the actors have them, and the lanes, whose parts stand behind those and ``mailboxes``."""
     if count == 1:
         dirty: DirtyUsers[SessionActor] = DirtyUsers()
         return dirty, [Lane(dirty, mailboxes.notebooks, mailboxes.dead_letters)]

@@ -25,19 +25,19 @@ log = structlog.get_logger("shards")
 async def ask_each(parts: Sequence[Part], question: Callable[[Part], Awaitable[Answer]]) -> list[Answer]:
     """All answers, in order. When some fail the first refusal is raised, else the first that is away."""
     answers: list[Any] = [None] * len(parts)
-    faults: list[StoreRefusedError | StoreUnavailableError] = []
+    faults: dict[int, StoreRefusedError | StoreUnavailableError] = {}
 
     async def ask(place: int, part: Part) -> None:
         try:
             answers[place] = await question(part)
         except (StoreRefusedError, StoreUnavailableError) as error:
-            faults.append(error)
+            faults[place] = error
 
     async with trio.open_nursery() as nursery:
         for place, part in enumerate(parts):
             nursery.start_soon(ask, place, part)
-    for fault in sorted(faults, key=lambda error: isinstance(error, StoreUnavailableError)):
-        raise fault
+    for place in sorted(faults, key=lambda place: (isinstance(faults[place], StoreUnavailableError), place)):
+        raise faults[place]
     return answers
 
 
