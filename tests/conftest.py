@@ -12,11 +12,15 @@ import pytest
 for _helper in ("api", "daemon", "player", "postgres_server", "reckoning", "stored", "subscriber", "waiting", "wire"):
     pytest.register_assert_rewrite(f"tests.e2e.{_helper}")
 
+pytest.register_assert_rewrite("tests.servers")
+
 from tests.e2e.leftovers import stop_leftover_servers  # noqa: E402
 from tests.e2e.postgres_server import Database, PostgresServer  # noqa: E402
+from tests.servers.influx_server import InfluxDatabase, InfluxServer  # noqa: E402
+from tests.servers.victoria_server import VictoriaServer  # noqa: E402
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def require_tool() -> Callable[[str], str]:
     """Ask for a tool by name and get its path; its absence skips on a laptop and fails where CI is set."""
 
@@ -45,6 +49,28 @@ def database(postgres: PostgresServer) -> Iterator[Database]:
     created = postgres.create_database()
     yield created
     created.drop()
+
+
+@pytest.fixture(scope="session")
+def influx(require_tool: Callable[[str], str]) -> Iterator[InfluxServer]:
+    """One InfluxDB 1.x for the whole run. A test that stops or kills a server makes one of its own."""
+    with InfluxServer(require_tool("influxd")) as server:
+        yield server
+
+
+@pytest.fixture
+def influx_database(influx: InfluxServer) -> Iterator[InfluxDatabase]:
+    """An empty database of the test's own."""
+    created = influx.create_database()
+    yield created
+    created.drop()
+
+
+@pytest.fixture(scope="session")
+def victoria(require_tool: Callable[[str], str]) -> Iterator[VictoriaServer]:
+    """One VictoriaMetrics for the whole run."""
+    with VictoriaServer(require_tool("victoria-metrics")) as server:
+        yield server
 
 
 @pytest.fixture
