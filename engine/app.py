@@ -23,16 +23,18 @@ from actors.upkeep import Upkeep
 from actors.writer import StoreWriter
 from adapters.asyncio_bridge import Dsn, open_loop, without_password
 from adapters.embedded import EmbeddedPostgres, running_dsn
-from adapters.http.api import MAX_LIMIT, api
+from adapters.http.api import api
 from adapters.http.asgi import AsgiBridge
 from adapters.http.ingest import Ingest
 from adapters.http.openapi import document
+from adapters.http.parameters import MAX_LIMIT
 from adapters.http.server import HttpServer
 from adapters.journal import SqliteJournal
 from adapters.lock import DirectoryLock
 from adapters.metrics import CONTENT_TYPE, Metrics
 from adapters.postgres.probe import migrate_database, server_version
 from adapters.postgres.queries import PostgresQueries
+from adapters.postgres.series import PostgresSeries
 from adapters.postgres.store import PostgresStore
 from adapters.systemd import Manager
 from adapters.watchdog import Watchdog
@@ -129,6 +131,7 @@ class App:
                 finally:
                     await parts.store.close()
                     await parts.queries.close()
+                    await parts.series.close()
                     self._journal.close()
                     if self._embedded is not None:
                         self._embedded.request_stop()
@@ -251,6 +254,7 @@ class _Parts(NamedTuple):
     server: HttpServer
     store: PostgresStore
     queries: PostgresQueries
+    series: PostgresSeries
 
 
 def _assemble(
@@ -275,6 +279,7 @@ def _assemble(
     queried, answered = Histograms(), Histograms()
     store = PostgresStore(dsn, apply_migrations=settings.postgres.migrate, clock=wall_clock, times=queried)
     queries = PostgresQueries(dsn, queried)
+    series = PostgresSeries(dsn, queried)
     idle_ms = int(settings.session.idle_timeout_s * 1000)
     context = SessionContext(journal.id.hex, idle_ms, dirty, mailboxes, set(), journal, thresholds)
     past = watermark.open(journal.last_seq, 1)  # recovery's share: all that is in the journal already
@@ -320,7 +325,7 @@ def _assemble(
         times=answered,
     )
     sources = Sources(
-        store.name, journal, ingest, router, writer, stream, mailboxes, [store, queries], queried, answered
+        store.name, journal, ingest, router, writer, stream, mailboxes, [store, queries, series], queried, answered
     )
     metrics = Metrics(catalog(sources))
     server = HttpServer(
@@ -329,6 +334,7 @@ def _assemble(
             api(
                 broadcaster,
                 queries,
+                series,
                 health,
                 ready=ready,
                 metrics=lambda: (metrics.text(), CONTENT_TYPE),
@@ -352,7 +358,7 @@ def _assemble(
         public_url=http.public_url,
         inherited=manager.sockets,
     )
-    return _Parts(router, recovery, writer, broadcaster, upkeep, stream, server, store, queries)
+    return _Parts(router, recovery, writer, broadcaster, upkeep, stream, server, store, queries, series)
 
 
 async def _first_of(*events: trio.Event, seconds: float) -> None:
