@@ -10,7 +10,7 @@ from engine.cohort import NotebookTotals
 from engine.errors import StoreDataError
 from engine.event import Commit, Event, PackedCommit, UserKey
 from engine.faults import reach
-from engine.ports import DeadLetter, Flush, Snapshot, Store
+from engine.ports import DeadLetter, Flush, RowStore, Snapshot
 
 from .mailboxes import Mailboxes
 
@@ -28,7 +28,7 @@ class Bisection:
     The snapshots' offset moves with the last one.
     """
 
-    def __init__(self, store: Store, flush: Flush, floor: int, mailboxes: Mailboxes) -> None:
+    def __init__(self, store: RowStore, flush: Flush, floor: int, mailboxes: Mailboxes) -> None:
         self._store = store
         self._flush = flush
         # Of one part: nothing, and the snapshots' offset where it was.

@@ -1,12 +1,10 @@
-"""The store writer: one a store. Copies rows from the journal up to the watermark, with dirty students' states.
+"""The store writer: one a store. Copies rows from the journal up to the watermark, and what goes along with them.
 
 It runs behind everything: a store that is away or slow costs disk, never an answer and never memory.
 """
 
-import math
 from enum import Enum
-from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import structlog
 import trio
@@ -15,26 +13,49 @@ from engine.errors import StoreDataError, StoreRefusedError, StoreUnavailableErr
 from engine.event import UserKey
 from engine.faults import reach
 from engine.measures import Histogram
-from engine.ports import Flush, Journal, Store
+from engine.ports import Flush, Journal, RowStore
 from engine.watermark import Watermark
 
 from .bisection import Bisection
-from .recovery import Recovery, Resume, resume_from
-from .session import SessionActor, SessionContext
+from .mailboxes import Mailboxes
+from .recovery import Recovery
+from .trimming import Trimming
 
 # Between two tries to reach a store that is away, in seconds.
 _RETRY_S: Final = 0.5
-# While rows are written, a state is at most once in so many seconds, and so many states go into a flush, the longest
-# dirty first: what states cost does not grow with the rate of events.
-_STATE_INTERVAL_S: Final = 2.0
-_MAX_SNAPSHOTS: Final = 100
-# States in one flush when there are no rows to write: all that are dirty go, in a few transactions.
-_MAX_IDLE_SNAPSHOTS: Final = 1000
-
-# How long a state that the store refused is not tried again, in seconds: each try is a bisection.
-_REFUSED_S: Final = 60.0
 
 log = structlog.get_logger("writer")
+
+
+class Cargo(Protocol):
+    """What a store gets beside rows, and how its offset is kept. One load at a time: `take`, `load`, and its end."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the offsets that this store is known by, as `Trimming` and the database have them."""
+
+    @property
+    def floor(self) -> float:
+        """Every event up to this seq is stored, as far as this cargo is concerned."""
+
+    async def resume(self) -> int:
+        """After which seq the rows go on. Raises StoreUnavailableError and StoreRefusedError."""
+
+    def take(self, *, beside_rows: bool) -> bool:
+        """Choose what goes along; tells whether there is anything."""
+
+    def load(self, flush: Flush) -> Flush:
+        """The flush with what was taken."""
+
+    def failed(self) -> None:
+        """The flush did not go through, or nobody knows."""
+
+    def stored(self, flush: Flush, refused: set[UserKey]) -> dict[str, int]:
+        """It went through, without the states of ``refused``; returns the offsets that are committed with it."""
+
+    @property
+    def more(self) -> bool:
+        """Whether more waits than went into the last load."""
 
 
 class Flushed(Enum):
@@ -51,40 +72,38 @@ class StoreWriter:
     def __init__(
         self,
         journal: Journal,
-        store: Store,
+        store: RowStore,
+        cargo: Cargo,
+        trimming: Trimming,
         watermark: Watermark,
-        context: SessionContext,
-        recovery: Recovery,
         *,
+        mailboxes: Mailboxes,
+        recovery: Recovery,
         interval_s: float,
         max_events: int,
-        accept_gap: bool,
     ) -> None:
         self._journal = journal
         self._store = store
+        self._cargo = cargo
+        self._trimming = trimming
         self._watermark = watermark
-        self._dirty = context.dirty
+        self._mailboxes = mailboxes
         self._recovery = recovery
-        self._notebooks = context.mailboxes.notebooks
-        self._dead_letters = context.mailboxes.dead_letters
-        self._mailboxes = context.mailboxes
         self._interval_s = interval_s
         self._max_events = max_events
-        self._accept_gap = accept_gap
         self._finishing = trio.Event()
-        # The rows' and the snapshots' offset: of the store, once it was asked; what was trimmed is stored for sure.
-        self.offset = self._floor = journal.trimmed_to
+        self.name = store.name
+        # The rows' offset: of the store, once it was asked; what was trimmed is stored for sure.
+        self.offset = journal.trimmed_to
         self.flush_times = Histogram()
         self._fault: str | None = "not reached yet"
-        self._due = 0  # states that changed at or before this seq are due
-        self._due_again = -math.inf  # trio time at which it moves on
-        self._refused: dict[UserKey, float] = {}  # students whose state is not tried before this trio time
         self._scope = trio.CancelScope()
+        trimming.expect(*cargo.names)
 
     @property
     def lag(self) -> int:
-        """Acknowledged events that are not yet stored, rows or state."""
-        return self._journal.last_seq - min(self.offset, self._floor)
+        """Acknowledged events that are not yet stored, rows or what goes along."""
+        return self._journal.last_seq - int(min(self.offset, self._cargo.floor))
 
     @property
     def health(self) -> dict[str, Any]:
@@ -118,41 +137,17 @@ class StoreWriter:
         """Serve while the store is there; tells whether all is done."""
         try:
             await self._store.open()
-            await self._resume()
+            self.offset = await self._cargo.resume()
+            if self._fault is not None:
+                log.info("store is there", store=self.name, offset=self.offset, lag_events=self.lag)
+            self._fault = None
             await self._serve()
         except (StoreUnavailableError, StoreRefusedError) as error:
             if self._fault is None:
-                log.warning("store is away; events stay in the journal", store=self._store.name, reason=str(error))
+                log.warning("store is away; events stay in the journal", store=self.name, reason=str(error))
             self._fault = str(error)
             return False
         return True
-
-    async def _resume(self) -> None:
-        """Ask the store where it is: a commit may have gone through although its answer was lost."""
-        stored = await self._store.offsets(self._journal.id)
-        resume = resume_from(self._journal, stored, accept_gap=self._accept_gap)
-        self.offset, self._floor = resume.rows, resume.snapshots
-        if resume != (stored.rows, stored.snapshots):
-            await self._accept(resume)
-        if self._fault is not None:
-            log.info("store is there", store=self._store.name, offset=self.offset, lag_events=self.lag)
-        self._fault = None
-
-    async def _accept(self, resume: Resume) -> None:
-        """A gap was accepted: say so in the store, or the next start would ask again."""
-        log.warning("gap accepted", store=self._store.name, offset=resume.rows)
-        await self._store.write(
-            Flush(
-                journal_id=self._journal.id,
-                after=resume.rows,
-                upto=resume.rows,
-                commits=[],
-                snapshots=[],
-                snapshot_floor=resume.snapshots,
-                notebooks=[],
-                dead_letters=[],
-            )
-        )
 
     async def _serve(self) -> None:
         while not self._finishing.is_set():
@@ -172,48 +167,23 @@ class StoreWriter:
             if commits and commits[0].first_seq <= self.offset:  # a bisection got so far, and was interrupted
                 commits[0] = commits[0].after(self.offset)
         upto = commits[-1].last_seq if commits else self.offset
-        limit = _MAX_SNAPSHOTS if commits else _MAX_IDLE_SNAPSHOTS
-        actors = self._take_actors(limit, self._states_due() if commits else watermark)
-        notebooks = self._notebooks.take_all()
-        letters = self._dead_letters.take_all()
-        if not (commits or actors or notebooks or letters):
+        if not self._cargo.take(beside_rows=bool(commits)) and not commits:
             return Flushed.NOTHING
         began = trio.current_time()
         try:
-            snapshots = [actor.snapshot() for actor in actors]
-            floor = max(self._floor, self._dirty.floor(self._watermark.value, with_taken=False))
-            flush = Flush(
-                journal_id=self._journal.id,
-                after=self.offset,
-                upto=upto,
-                commits=commits,
-                snapshots=snapshots,
-                snapshot_floor=floor,
-                notebooks=[(class_id, path, totals) for (class_id, path), totals in notebooks.items()],
-                dead_letters=list(letters.values()),
-            )
+            flush = self._cargo.load(Flush(self._journal.id, after=self.offset, upto=upto, commits=commits))
             reach("writer.write")
             refused = await self._write(flush)
             reach("writer.written")
         except BaseException:
-            for actor in self._dirty.failed():
-                actor.unsure()
-            for key, totals in notebooks.items():
-                self._notebooks.put(key, totals)
-            for seq, letter in letters.items():
-                self._dead_letters.put(seq, letter)
+            self._cargo.failed()
             raise
         self.flush_times.observe(trio.current_time() - began)
-        self._dirty.stored()
-        for actor, snapshot in zip(actors, snapshots, strict=True):
-            if actor.key in refused:
-                actor.unsure()
-            else:
-                actor.stored(snapshot.profile)
-        self.offset, self._floor = upto, floor
+        committed = self._cargo.stored(flush, refused)
+        self.offset = upto
         reach("writer.trim")
-        await self._journal.trim({self._store.name: upto, f"{self._store.name}.snapshots": floor}, min(upto, floor))
-        more = self.offset < self._watermark.value if commits else len(actors) == limit
+        await self._trimming.report(committed)
+        more = self.offset < self._watermark.value if commits else self._cargo.more
         return Flushed.PART if more else Flushed.ALL
 
     async def _write(self, flush: Flush) -> set[UserKey]:
@@ -222,26 +192,7 @@ class StoreWriter:
             await self._store.write(flush)
         except StoreDataError as error:
             log.warning("flush refused; it is halved until the bad part is alone", reason=str(error))
-            bisection = Bisection(self._store, flush, self._floor, self._mailboxes)
+            bisection = Bisection(self._store, flush, int(self._cargo.floor), self._mailboxes)
             await bisection.write()
-            self._refused |= dict.fromkeys(bisection.refused, trio.current_time() + _REFUSED_S)
             return bisection.refused
         return set()
-
-    def _states_due(self) -> int:
-        """States that changed at or before this seq are to be written."""
-        if trio.current_time() >= self._due_again:
-            self._due = self._watermark.value
-            self._due_again = trio.current_time() + _STATE_INTERVAL_S
-        return self._due
-
-    def _take_actors(self, limit: int, due: int) -> list[SessionActor]:
-        """Dirty students whose past is known and whose state is due, the longest dirty first."""
-        now = trio.current_time()
-        self._refused = {key: until for key, until in self._refused.items() if until > now}
-        settled = (
-            (key, actor) for key, actor in self._dirty.waiting(due) if actor.settled and key not in self._refused
-        )
-        chosen = dict(islice(settled, limit))
-        self._dirty.take(chosen)
-        return list(chosen.values())

@@ -18,7 +18,9 @@ from actors.mailboxes import Mailboxes
 from actors.recovery import Recovery
 from actors.router import Router
 from actors.session import SessionActor, SessionContext
+from actors.states import States
 from actors.supervisor import supervise
+from actors.trimming import Trimming
 from actors.upkeep import Upkeep
 from actors.writer import StoreWriter
 from adapters.asyncio_bridge import Dsn, open_loop, without_password
@@ -157,7 +159,7 @@ class App:
 
     async def _serve(self, parts: "_Parts", on_ready: Callable[[str], None]) -> None:
         """Nested by dependency: what is inside ends first, and ends in order rather than by cancellation."""
-        journal, recovery, writer = self._journal, parts.recovery, parts.writer
+        journal, recovery = self._journal, parts.recovery
 
         async def commit_and_route() -> None:
             await journal.run(parts.router.commit)
@@ -173,16 +175,18 @@ class App:
                     await _first_of(recovery.tried, self._stop, seconds=_PATIENCE_S)
                     if recovery.refused is not None:
                         raise StartError(str(recovery.refused))
-                    writers.start_soon(supervise, "writer", writer.run)
+                    for writer in parts.writers:
+                        writers.start_soon(supervise, f"writer of {writer.name}", writer.run)
                     core.start_soon(commit_and_route)
                     if not self._stop.is_set():
                         await self._serve_edge(parts, on_ready)
                     recovery.stop()
                     journal.finish()
                 await recovery.settle_rest()
-                writer.finish()
+                for writer in parts.writers:
+                    writer.finish()
                 writers.cancel_scope.deadline = trio.current_time() + _FLUSH_S
-            log.info("flushed", lag_events=writer.lag)
+            log.info("flushed", lag_events=parts.lag)
             background.cancel_scope.cancel()
 
     async def _serve_edge(self, parts: "_Parts", on_ready: Callable[[str], None]) -> None:
@@ -195,8 +199,8 @@ class App:
             self._reloader = Reloader(self._settings, self._reread, self._reloadable(parts))
             self._manager.ready(f"ready on {url}")
             await self._stop.wait()
-            log.info("stopping", lag_events=parts.writer.lag)
-            self._manager.status(f"stopping: {parts.writer.lag} events are to be stored")
+            log.info("stopping", lag_events=parts.lag)
+            self._manager.status(f"stopping: {parts.lag} events are to be stored")
             self._ready = False
             parts.server.stop()
             edge.cancel_scope.deadline = trio.current_time() + _EDGE_S
@@ -247,7 +251,7 @@ class _Parts(NamedTuple):
 
     router: Router
     recovery: Recovery
-    writer: StoreWriter
+    writers: list[StoreWriter]
     broadcaster: Broadcaster
     upkeep: Upkeep
     stream: StreamEndpoint
@@ -255,6 +259,11 @@ class _Parts(NamedTuple):
     store: PostgresStore
     queries: PostgresQueries
     series: PostgresSeries
+
+    @property
+    def lag(self) -> int:
+        """Acknowledged events that are not stored everywhere."""
+        return max(writer.lag for writer in self.writers)
 
 
 def _assemble(
@@ -288,16 +297,19 @@ def _assemble(
     recovery = Recovery(
         journal, store, router, context, past, accept_gap=accept_gap, retire_after_ms=retire_after_ms, clock=wall_clock
     )
+    trimming = Trimming(journal)
     writer = StoreWriter(
         journal,
         store,
+        States(journal, store, watermark, context, accept_gap=accept_gap),
+        trimming,
         watermark,
-        context,
-        recovery,
+        mailboxes=mailboxes,
+        recovery=recovery,
         interval_s=settings.postgres.flush_interval_ms / 1000,
         max_events=settings.postgres.flush_max_events,
-        accept_gap=accept_gap,
     )
+    writers = [writer]
     broadcaster = Broadcaster(
         router,
         mailboxes,
@@ -305,7 +317,7 @@ def _assemble(
         interval_s=settings.broadcast.interval_ms / 1000,
         outbox_frames=settings.broadcast.outbox_frames,
         clock=wall_clock,
-        facts=lambda: {"journal": journal.health, store.name: writer.health},
+        facts=lambda: {"journal": journal.health} | {each.name: each.health for each in writers},
     )
     upkeep = Upkeep(
         store,
@@ -313,7 +325,7 @@ def _assemble(
         Retention(settings.retention.events_days, settings.retention.sessions_days),
         wall_clock,
     )
-    health = Health(lambda: journal.health, store, lambda: writer.health | upkeep.health)
+    health = Health(lambda: journal.health, [(store, lambda: writer.health | upkeep.health)])
     http = settings.http
     own_origin = (http.public_url.rstrip("/").lower(),) if http.public_url else ()
     stream = StreamEndpoint(broadcaster, origins=(*http.cors_origins, *own_origin))
@@ -325,7 +337,15 @@ def _assemble(
         times=answered,
     )
     sources = Sources(
-        store.name, journal, ingest, router, writer, stream, mailboxes, [store, queries, series], queried, answered
+        journal,
+        ingest,
+        router,
+        {each.name: each for each in writers},
+        stream,
+        mailboxes,
+        {store.name: [store, queries, series]},
+        queried,
+        answered,
     )
     metrics = Metrics(catalog(sources))
     server = HttpServer(
@@ -358,7 +378,7 @@ def _assemble(
         public_url=http.public_url,
         inherited=manager.sockets,
     )
-    return _Parts(router, recovery, writer, broadcaster, upkeep, stream, server, store, queries, series)
+    return _Parts(router, recovery, writers, broadcaster, upkeep, stream, server, store, queries, series)
 
 
 async def _first_of(*events: trio.Event, seconds: float) -> None:

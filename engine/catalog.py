@@ -1,6 +1,7 @@
 """Every metric: its name, which is the contract's, what it says, and which part of the daemon knows it."""
 
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 from engine.measures import Histogram, Histograms, Measure, single
 
@@ -76,14 +77,13 @@ class LetterCounts(Protocol):
 class Sources(NamedTuple):
     """Whom to ask."""
 
-    store: str  # its name
     journal: JournalCounts
     ingest: IngestCounts
     router: RouterCounts
-    writer: WriterCounts
+    writers: dict[str, WriterCounts]  # by store
     stream: StreamCounts
     letters: LetterCounts
-    databases: list[Connections]
+    databases: dict[str, list[Connections]]
     queries: Histograms  # by database and type
     requests: Histograms  # by route and status
 
@@ -92,8 +92,8 @@ def catalog(of: Sources) -> list[Measure]:
     """The metrics of one daemon. Counters begin at 0 with each start."""
     journal = of.journal
 
-    def by_store(name: str, text: str, read: Any) -> Measure:
-        return Measure(name, text, ("store",), lambda: {(of.store,): read()})
+    def by_store(name: str, text: str, read: Callable[[WriterCounts], float | Histogram]) -> Measure:
+        return Measure(name, text, ("store",), lambda: {(store,): read(each) for store, each in of.writers.items()})
 
     return [
         Measure(
@@ -106,7 +106,7 @@ def catalog(of: Sources) -> list[Measure]:
             "database_connection_pool_size",
             "Open connections.",
             ("database",),
-            lambda: {(of.store,): sum(each.connections for each in of.databases)},
+            lambda: {(name,): sum(each.connections for each in pool) for name, pool in of.databases.items()},
         ),
         Measure(
             "classpulse_events_total",
@@ -128,8 +128,8 @@ def catalog(of: Sources) -> list[Measure]:
         single("classpulse_journal_commit_seconds", "How long commits took.", lambda: journal.commit_times),
         single("classpulse_journal_events", "Events in the journal.", lambda: journal.last_seq - journal.trimmed_to),
         single("classpulse_journal_bytes", "Their size; see journal.max_bytes.", lambda: journal.payload_bytes),
-        by_store("classpulse_store_lag_events", "Acknowledged events, not stored yet.", lambda: of.writer.lag),
-        by_store("classpulse_store_flush_seconds", "How long flushes took.", lambda: of.writer.flush_times),
+        by_store("classpulse_store_lag_events", "Acknowledged events, not stored yet.", lambda writer: writer.lag),
+        by_store("classpulse_store_flush_seconds", "How long flushes took.", lambda writer: writer.flush_times),
         single("classpulse_session_actors", "Students in memory.", lambda: of.router.actors),
         single("classpulse_mailbox_depth", "Deliveries in all their mailboxes.", lambda: of.router.waiting),
         single(

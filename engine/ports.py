@@ -95,17 +95,37 @@ class DeadLetter(msgspec.Struct, frozen=True, gc=False):
     place: str
 
 
+class Sample(msgspec.Struct, frozen=True, gc=False):
+    """How a student stood on a notebook at one moment: a point of `learning_progress`, and of `performance_metrics`."""
+
+    class_id: str
+    user_id: str
+    notebook_path: str
+    time: int  # ms, when it was taken
+    completed_cells: int
+    total_cells: int
+    progress_percentage: float  # 0 to 100
+    session_duration_ms: int  # of the latest session there
+    # Over the last run of each cell, in ms; None where no run told its duration.
+    avg_execution_time: float | None
+    max_execution_time: float | None
+    error_rate: float | None  # failed runs over runs, 0 to 1; None: no cell has run
+
+
 class Flush(msgspec.Struct, frozen=True, gc=False):
     """What a store commits at once."""
 
     journal_id: UUID
     after: int  # rows of (after, upto] are new; the store's offset becomes upto
     upto: int
-    commits: list[PackedCommit]
-    snapshots: list[Snapshot]
-    snapshot_floor: int  # every event up to it is in its user's stored snapshot, once this flush is stored
-    notebooks: list[tuple[str, str, NotebookTotals]]  # (class, path, totals) that changed
-    dead_letters: list[DeadLetter]
+    commits: list[PackedCommit] = []
+    snapshots: list[Snapshot] = []
+    snapshot_floor: int = 0  # every event up to it is in its user's stored snapshot, once this flush is stored
+    notebooks: list[tuple[str, str, NotebookTotals]] = []  # (class, path, totals) that changed
+    dead_letters: list[DeadLetter] = []
+    samples: list[Sample] = []
+    # Offsets of stores that cannot keep their own, by name; None: it is no longer configured, so forget it.
+    offsets: dict[str, int | None] = {}
 
 
 class StoredOffsets(msgspec.Struct, frozen=True, gc=False):
@@ -113,6 +133,7 @@ class StoredOffsets(msgspec.Struct, frozen=True, gc=False):
 
     rows: int
     snapshots: int
+    others: dict[str, int] = {}  # offsets that are kept here for stores that cannot, by name
 
 
 class Retention(msgspec.Struct, frozen=True, gc=False):
@@ -122,8 +143,8 @@ class Retention(msgspec.Struct, frozen=True, gc=False):
     sessions_days: int
 
 
-class Store(Protocol):
-    """A place that events end up in.
+class RowStore(Protocol):
+    """A place that rows end up in.
 
     Every method raises StoreUnavailableError when it is away (the same call may go through later), and
     StoreRefusedError when it must not be used as it is.
@@ -134,19 +155,26 @@ class Store(Protocol):
         """Its name in health, offsets and metrics."""
 
     async def open(self) -> None:
-        """Connect, bring the schema up to date, and take the lock that keeps other daemons out. Idempotent."""
+        """Make it ready for `write`. Idempotent."""
 
     async def ping(self) -> None:
         """Prove that it answers."""
 
-    async def offsets(self, journal_id: UUID) -> StoredOffsets:
-        """What is committed of this journal."""
-
     async def write(self, flush: Flush) -> None:
-        """Commit a flush: all of it in one transaction, or nothing.
+        """Commit a flush: all of it, or nothing for sure.
 
         Raises StoreDataError when the store cannot hold some of it; it then need not be opened again.
         """
+
+
+class Store(RowStore, Protocol):
+    """The place that keeps states too, and the offsets with them: it commits a flush in one transaction.
+
+    Its `open` connects, brings the schema up to date, and takes the lock that keeps other daemons out.
+    """
+
+    async def offsets(self, journal_id: UUID) -> StoredOffsets:
+        """What is committed of this journal."""
 
     async def tend(self, now: int, retention: Retention) -> int:
         """Make room for what may come after ``now`` (ms), and let go of what is past its time.

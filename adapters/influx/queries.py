@@ -89,7 +89,9 @@ class InfluxSeries:
         bound: Bound = {"class": stored_tag(class_id), "start": window.start * _MS, "end": window.end * _MS}
         tag, limit = ("", "") if by == "none" else (f", {by}", f" SLIMIT {window.max_groups + 1}")
         group = f"GROUP BY time({window.every}ms){tag} fill(none){limit}"
-        found = await self._influxql.query(*(_select(what, f"{_IN_WINDOW} AND {where} {group}") for what, where in asked), bound=bound)
+        found = await self._influxql.query(
+            *(_select(what, f"{_IN_WINDOW} AND {where} {group}") for what, where in asked), bound=bound
+        )
         answer = [{(point.tags.get(by, ""), point.time // _MS): point.values for point in points} for points in found]
         if len({key[0] for values in answer for key in values}) > window.max_groups:
             raise too_many_groups(window)

@@ -3,7 +3,7 @@
 import pytest
 import trio
 
-from actors import writer as writer_module
+from actors import states as states_module
 from tests.actors.test_recovery import assert_stored_once
 from tests.actors.world import bare, folded, until
 from tests.adapters.events import run
@@ -85,7 +85,7 @@ async def test_a_state_that_is_refused_holds_nobody_back_and_is_tried_again_late
     refuse(world)
     events.append(run("ann"))
     await world.post(events[-1])
-    await trio.sleep(writer_module._REFUSED_S)
+    await trio.sleep(states_module._REFUSED_S)
     await assert_stored_once(world, events)
 
 

@@ -14,7 +14,9 @@ from actors.mailboxes import Mailboxes
 from actors.recovery import Recovery
 from actors.router import Router
 from actors.session import SessionContext
+from actors.states import States
 from actors.supervisor import supervise
+from actors.trimming import Trimming
 from actors.writer import StoreWriter
 from adapters.memory import MemoryJournal, MemoryStore
 from engine.dirty import DirtyUsers
@@ -89,12 +91,13 @@ class World:
         self.writer = StoreWriter(
             self.journal,
             self.store,
+            States(self.journal, self.store, self.watermark, context, accept_gap=accept_gap),
+            Trimming(self.journal),
             self.watermark,
-            context,
-            self.recovery,
+            mailboxes=self.mailboxes,
+            recovery=self.recovery,
             interval_s=0.5,
             max_events=100,
-            accept_gap=accept_gap,
         )
         self.broadcaster = Broadcaster(
             self.router,

@@ -1,0 +1,143 @@
+"""Students' states, notebooks and dead letters on their way to the store that keeps them, beside the rows."""
+
+import math
+from itertools import islice
+from typing import Final
+
+import msgspec
+import structlog
+import trio
+
+from engine.cohort import NotebookTotals
+from engine.event import UserKey
+from engine.ports import DeadLetter, Flush, Journal, Snapshot, Store
+from engine.watermark import Watermark
+
+from .recovery import Resume, resume_from
+from .session import SessionActor, SessionContext
+
+# While rows are written, a state is at most once in so many seconds, and so many states go into a flush, the longest
+# dirty first: what states cost does not grow with the rate of events.
+_STATE_INTERVAL_S: Final = 2.0
+_MAX_SNAPSHOTS: Final = 100
+# States in one flush when there are no rows to write: all that are dirty go, in a few transactions.
+_MAX_IDLE_SNAPSHOTS: Final = 1000
+
+# How long a state that the store refused is not tried again, in seconds: each try is a bisection.
+_REFUSED_S: Final = 60.0
+
+log = structlog.get_logger("writer")
+
+
+class States:
+    """`actors.writer.Cargo` of a store that keeps states: it also keeps the offsets, and answers where it is."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        store: Store,
+        watermark: Watermark,
+        context: SessionContext,
+        *,
+        accept_gap: bool,
+    ) -> None:
+        self._journal = journal
+        self._store = store
+        self._watermark = watermark
+        self._dirty = context.dirty
+        self._notebooks = context.mailboxes.notebooks
+        self._dead_letters = context.mailboxes.dead_letters
+        self._accept_gap = accept_gap
+        self._snapshots = f"{store.name}.snapshots"
+        self.names = (store.name, self._snapshots)
+        # The snapshots' offset: of the store, once it was asked; what was trimmed is stored for sure.
+        self.floor: float = journal.trimmed_to
+        self._due = 0  # states that changed at or before this seq are due
+        self._due_again = -math.inf  # trio time at which it moves on
+        self._refused: dict[UserKey, float] = {}  # students whose state is not tried before this trio time
+        # What the flush in hand borrowed.
+        self._actors: list[SessionActor] = []
+        self._loaded: list[Snapshot] = []
+        self._taken_notebooks: dict[tuple[str, str], NotebookTotals] = {}
+        self._taken_letters: dict[int, DeadLetter] = {}
+        self._full = False
+
+    async def resume(self) -> int:
+        """Ask the store where it is: a commit may have gone through although its answer was lost."""
+        stored = await self._store.offsets(self._journal.id)
+        resume = resume_from(self._journal, stored, accept_gap=self._accept_gap)
+        self.floor = resume.snapshots
+        if resume != (stored.rows, stored.snapshots):
+            await self._accept(resume)
+        return resume.rows
+
+    async def _accept(self, resume: Resume) -> None:
+        """A gap was accepted: say so in the store, or the next start would ask again."""
+        log.warning("gap accepted", store=self._store.name, offset=resume.rows)
+        await self._store.write(
+            Flush(self._journal.id, after=resume.rows, upto=resume.rows, snapshot_floor=resume.snapshots)
+        )
+
+    def take(self, *, beside_rows: bool) -> bool:
+        """Students that are due, and all notebooks and dead letters."""
+        limit = _MAX_SNAPSHOTS if beside_rows else _MAX_IDLE_SNAPSHOTS
+        self._actors = self._take_actors(limit, self._states_due() if beside_rows else self._watermark.value)
+        self._full = len(self._actors) == limit
+        self._taken_notebooks = self._notebooks.take_all()
+        self._taken_letters = self._dead_letters.take_all()
+        return bool(self._actors or self._taken_notebooks or self._taken_letters)
+
+    def load(self, flush: Flush) -> Flush:
+        """The states as they are now."""
+        self._loaded = [actor.snapshot() for actor in self._actors]
+        return msgspec.structs.replace(
+            flush,
+            snapshots=self._loaded,
+            snapshot_floor=max(int(self.floor), self._dirty.floor(self._watermark.value, with_taken=False)),
+            notebooks=[(class_id, path, totals) for (class_id, path), totals in self._taken_notebooks.items()],
+            dead_letters=list(self._taken_letters.values()),
+        )
+
+    def failed(self) -> None:
+        """Everything waits again."""
+        for actor in self._dirty.failed():
+            actor.unsure()
+        for key, totals in self._taken_notebooks.items():
+            self._notebooks.put(key, totals)
+        for seq, letter in self._taken_letters.items():
+            self._dead_letters.put(seq, letter)
+
+    def stored(self, flush: Flush, refused: set[UserKey]) -> dict[str, int]:
+        """All is committed, but for the states that the store refused."""
+        self._refused |= dict.fromkeys(refused, trio.current_time() + _REFUSED_S)
+        self._dirty.stored()
+        for actor, snapshot in zip(self._actors, self._loaded, strict=True):
+            if actor.key in refused:
+                actor.unsure()
+            else:
+                actor.stored(snapshot.profile)
+        self.floor = flush.snapshot_floor
+        return {self._store.name: flush.upto, self._snapshots: flush.snapshot_floor}
+
+    @property
+    def more(self) -> bool:
+        """Whether the last load was as much as goes into one."""
+        return self._full
+
+    def _states_due(self) -> int:
+        """States that changed at or before this seq are to be written."""
+        if trio.current_time() >= self._due_again:
+            self._due = self._watermark.value
+            self._due_again = trio.current_time() + _STATE_INTERVAL_S
+        return self._due
+
+    def _take_actors(self, limit: int, due: int) -> list[SessionActor]:
+        """Dirty students whose past is known and whose state is due, the longest dirty first."""
+        now = trio.current_time()
+        self._refused = {key: until for key, until in self._refused.items() if until > now}
+        settled = (
+            (key, actor) for key, actor in self._dirty.waiting(due) if actor.settled and key not in self._refused
+        )
+        chosen = dict(islice(settled, limit))
+        self._dirty.take(chosen)
+        return list(chosen.values())
