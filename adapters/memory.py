@@ -13,7 +13,17 @@ from engine.clock import WallClock
 from engine.cohort import NotebookTotals
 from engine.errors import StoreDataError, StoreUnavailableError, UnavailableError
 from engine.event import Commit, Event, PackedCommit, UserKey
-from engine.ports import CommitSink, DeadLetter, Flush, Retention, SessionRow, Settle, Snapshot, StoredOffsets
+from engine.ports import (
+    ClassSession,
+    CommitSink,
+    DeadLetter,
+    Flush,
+    Retention,
+    SessionRow,
+    Settle,
+    Snapshot,
+    StoredOffsets,
+)
 from engine.rows import decode_state
 from engine.session import UserState
 
@@ -122,6 +132,7 @@ class MemoryStore:
         self.rows: dict[tuple[UUID, int], Event] = {}  # by (journal, seq)
         self.states: dict[UserKey, Snapshot] = {}
         self.sessions: dict[tuple[UUID, int], tuple[UserKey, SessionRow]] = {}  # by (id, started_at)
+        self.names: dict[str, str] = {}  # by user
         self.totals: dict[tuple[str, str], NotebookTotals] = {}  # by (class, path)
         self.dead_letters: dict[tuple[UUID, int], DeadLetter] = {}  # by (journal, seq)
         self._offsets: dict[UUID, StoredOffsets] = {}
@@ -214,6 +225,18 @@ class MemoryStore:
         ]
         return sorted(rows, key=lambda row: (row.started_at, row.id), reverse=True)[:limit]
 
+    async def class_sessions(
+        self, class_id: str, since: int, limit: int, before: tuple[int, UUID] | None
+    ) -> list[ClassSession]:
+        """See `engine.ports.SessionQueries`."""
+        await self._reach()
+        found = [
+            ClassSession(key[1], self.names.get(key[1]), row)
+            for key, row in self.sessions.values()
+            if key[0] == class_id and row.started_at >= since and (before is None or (row.started_at, row.id) < before)
+        ]
+        return sorted(found, key=lambda each: (each.row.started_at, each.row.id), reverse=True)[:limit]
+
     def _holds(self, flush: Flush, events: Iterable[Event]) -> bool:
         keys = [snapshot.key for snapshot in flush.snapshots]
         return not any(map(self.refuses, [*events, *keys, *flush.dead_letters]))
@@ -226,6 +249,8 @@ class MemoryStore:
 
     def _put(self, snapshot: Snapshot) -> None:
         self.states[snapshot.key] = snapshot
+        if snapshot.profile is not None and snapshot.profile[0] is not None:
+            self.names[snapshot.key[1]] = snapshot.profile[0]
         for identity in snapshot.moved:
             self.sessions.pop(identity, None)
         for row in snapshot.sessions:

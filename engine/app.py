@@ -26,10 +26,11 @@ from actors.upkeep import Upkeep
 from actors.writer import StoreWriter
 from adapters.asyncio_bridge import Dsn, open_loop, without_password
 from adapters.embedded import EmbeddedPostgres, running_dsn
-from adapters.http.api import MAX_LIMIT, api
+from adapters.http.api import api
 from adapters.http.asgi import AsgiBridge
 from adapters.http.ingest import Ingest
 from adapters.http.openapi import document
+from adapters.http.parameters import MAX_LIMIT
 from adapters.http.server import HttpServer
 from adapters.journal import SqliteJournal
 from adapters.lock import DirectoryLock
@@ -356,6 +357,7 @@ def _assemble(
             api(
                 broadcaster,
                 databases.queries,
+                databases.series,
                 health,
                 ready=ready,
                 metrics=lambda: (metrics.text(), CONTENT_TYPE),

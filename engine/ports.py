@@ -1,7 +1,7 @@
 """The ports where actors and adapters meet. Each docstring is the contract; implementations pass the same suite."""
 
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 from uuid import UUID
 
 import msgspec
@@ -9,6 +9,7 @@ import msgspec
 from engine.cohort import NotebookTotals
 from engine.errors import UnavailableError
 from engine.event import Commit, Event, PackedCommit, UserKey
+from engine.series import Activity, By, Errors, Window
 from engine.session import UserState
 
 # Where the journal's commits go, in seq order: the router's mailbox. It may make the commit loop wait, never drop.
@@ -77,6 +78,14 @@ class SessionRow(msgspec.Struct, frozen=True, gc=False):
     errors: int
 
 
+class ClassSession(NamedTuple):
+    """Whose session it is."""
+
+    user_id: str
+    user_name: str | None
+    row: SessionRow
+
+
 class DeadLetter(msgspec.Struct, frozen=True, gc=False):
     """An event that could not be applied: the type and place of the error, never its text."""
 
@@ -84,6 +93,23 @@ class DeadLetter(msgspec.Struct, frozen=True, gc=False):
     event: Event
     error_type: str
     place: str
+
+
+class Sample(msgspec.Struct, frozen=True, gc=False):
+    """How a student stood on a notebook at one moment: a point of `learning_progress`, and of `performance_metrics`."""
+
+    class_id: str
+    user_id: str
+    notebook_path: str
+    time: int  # ms, when it was taken
+    completed_cells: int
+    total_cells: int
+    progress_percentage: float  # 0 to 100
+    session_duration_ms: int  # of the latest session there
+    # Over the last run of each cell, in ms; None where no run told its duration.
+    avg_execution_time: float | None
+    max_execution_time: float | None
+    error_rate: float | None  # failed runs over runs, 0 to 1; None: no cell has run
 
 
 class Flush(msgspec.Struct, frozen=True, gc=False):
@@ -97,6 +123,9 @@ class Flush(msgspec.Struct, frozen=True, gc=False):
     snapshot_floor: int = 0  # every event up to it is in its user's stored snapshot, once this flush is stored
     notebooks: list[tuple[str, str, NotebookTotals]] = []  # (class, path, totals) that changed
     dead_letters: list[DeadLetter] = []
+    samples: list[Sample] = []
+    # Offsets of stores that cannot keep their own, by name; None: it is no longer configured, so forget it.
+    offsets: dict[str, int | None] = {}
 
 
 class StoredOffsets(msgspec.Struct, frozen=True, gc=False):
@@ -104,6 +133,7 @@ class StoredOffsets(msgspec.Struct, frozen=True, gc=False):
 
     rows: int
     snapshots: int
+    others: dict[str, int] = {}  # offsets that are kept here for stores that cannot, by name
 
 
 class Retention(msgspec.Struct, frozen=True, gc=False):
@@ -181,6 +211,31 @@ class SessionQueries(Protocol):
     ) -> list[SessionRow]:
         """A student's sessions, newest first, from just before ``before`` (started_at ms, id)."""
 
+    async def class_sessions(
+        self, class_id: str, since: int, limit: int, before: tuple[int, UUID] | None
+    ) -> list[ClassSession]:
+        """The sessions of a class that started at or after ``since`` (ms), as `user_sessions` orders them."""
+
+
+class SeriesQueries(Protocol):
+    """Time series of cell events, from wherever those are.
+
+    Every method raises StoreUnavailableError and StoreRefusedError as a `Store` does. Only `cell_executed` is an
+    execution; an error is one that failed, or an `execution_error`. Counts are of rows: nothing is cached.
+    """
+
+    async def activity(self, class_id: str, window: Window, by: By) -> list[Activity]:
+        """Executions and their durations; buckets without any are left out, the order is free.
+
+        Raises TooLargeError when there are more groups than ``window.max_groups``.
+        """
+
+    async def errors(self, class_id: str, window: Window, by: By) -> list[Errors]:
+        """Errors and executions, in the same way."""
+
+    async def notebook_summary(self, class_id: str, path: str) -> dict[str, Any]:
+        """The contract's notebook summary (`engine.series.notebook_summary`), of all that is stored."""
+
 
 class LiveUser(Protocol):
     """What others may ask of a session actor, synchronously: reads only, the state stays its own."""
@@ -233,6 +288,11 @@ class LiveFeed(Protocol):
 
     def sessions(self, class_id: str, user_id: str) -> tuple[list[SessionRow], set[UUID]]:
         """The live sessions of a student, and the ids of stored ones that are none any more."""
+
+    def class_sessions(
+        self, class_id: str, since: int, limit: int, before: tuple[int, UUID] | None
+    ) -> list[ClassSession]:
+        """The newest live sessions of a class, like `SessionQueries.class_sessions`; perhaps not stored yet."""
 
 
 class Intake(Protocol):

@@ -9,13 +9,15 @@ import trio
 from adapters.asyncio_bridge import Dsn
 from engine.clock import WallClock
 from engine.measures import Histograms
-from engine.ports import SessionQueries, StateKeeper
+from engine.ports import SeriesQueries, SessionQueries, StateKeeper
 from engine.sharding import Shard
 
 from .pool import Pool
 from .queries import PostgresQueries
 from .replicas import ReadPool
-from .shards import ShardedQueries, ShardedStates
+from .series import PostgresSeries
+from .sharded_queries import ShardedQueries, ShardedSeries
+from .shards import ShardedStates
 from .store import PostgresStore
 
 
@@ -53,7 +55,9 @@ class Databases:
             PostgresQueries(reads, None if student is None else Pool(student, times))
             for reads, (_, _, student) in zip(self._reads, logins, strict=True)
         ]
+        series = [PostgresSeries(reads) for reads in self._reads]
         self.queries: SessionQueries = self._queries[0] if len(dsns) == 1 else ShardedQueries(self._queries)
+        self.series: SeriesQueries = series[0] if len(dsns) == 1 else ShardedSeries(series)
 
     async def run(self) -> None:
         """Look after the replicas; returns when there are none."""

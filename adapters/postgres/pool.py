@@ -13,6 +13,8 @@ from .roles import fetch_as_student
 
 # Queries of one database at once; further ones wait. A page of sessions takes a millisecond, a long series a few 100.
 _SIZE: Final = 4
+# Compiling costs more than these queries do, and a plan that suits one class's hour does not suit another's year.
+_SETUP: Final = "set jit = off; set plan_cache_mode = force_custom_plan"
 
 
 class Pool:
@@ -45,7 +47,7 @@ class Pool:
         """A connection, for the block."""
         async with self._slots:
             self._idle = [each for each in self._idle if not each.closed]
-            connection = self._idle.pop() if self._idle else await Connection.connect(self._dsn(), self._times)
+            connection = self._idle.pop() if self._idle else await self._connect()
             self._busy += 1
             try:
                 yield connection
@@ -56,6 +58,15 @@ class Pool:
                 self._busy -= 1
                 if not connection.closed:
                     self._idle.append(connection)
+
+    async def _connect(self) -> Connection:
+        connection = await Connection.connect(self._dsn(), self._times)
+        try:
+            await connection.execute(_SETUP)
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
 
     async def close(self) -> None:
         """Let go of the connections that nobody uses."""

@@ -1,14 +1,19 @@
 """`engine.ports.SessionQueries` on PostgreSQL, beside the writer's connection."""
 
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from adapters.asyncio_bridge import from_timestamptz, to_timestamptz
 from engine.ids import notebook_uuid, user_uuid
-from engine.ports import SessionRow
+from engine.ports import ClassSession, SessionRow
 
 from .pool import Pool
 from .replicas import ReadPool
+
+# What `_session` reads, in its order.
+_SESSION: Final = (
+    "s.id, n.path, s.client_session_id, s.started_at, s.ended_at, s.closed, s.cell_executions, s.error_count"
+)
 
 
 class PostgresQueries:
@@ -24,8 +29,7 @@ class PostgresQueries:
         """See `engine.ports.SessionQueries`."""
         rows = await self._fetch_of(
             user_id,
-            "select s.id, n.path, s.client_session_id, s.started_at, s.ended_at, s.closed, s.cell_executions, "
-            "s.error_count from learning_sessions s left join notebooks n on n.id = s.notebook_id "
+            f"select {_SESSION} from learning_sessions s left join notebooks n on n.id = s.notebook_id "  # noqa: S608
             "where s.user_id = $1 and s.class_id = $2 and ($3::uuid is null or s.notebook_id = $3) "
             "and ($4::timestamptz is null or (s.started_at, s.id) < ($4, $5::uuid)) "
             "order by s.started_at desc, s.id desc limit $6",
@@ -36,19 +40,25 @@ class PostgresQueries:
             None if before is None else before[1],
             limit,
         )
-        return [
-            SessionRow(
-                id=row[0],
-                notebook_path=row[1],
-                client_session=row[2],
-                started_at=from_timestamptz(row[3]),
-                ended_at=from_timestamptz(row[4]),
-                closed=row[5],
-                executions=row[6],
-                errors=row[7],
-            )
-            for row in rows
-        ]
+        return [_session(row) for row in rows]
+
+    async def class_sessions(
+        self, class_id: str, since: int, limit: int, before: tuple[int, UUID] | None
+    ) -> list[ClassSession]:
+        """See `engine.ports.SessionQueries`."""
+        rows = await self._reads.fetch(
+            f"select {_SESSION}, u.username, u.display_name from learning_sessions s "  # noqa: S608
+            "join users u on u.id = s.user_id left join notebooks n on n.id = s.notebook_id "
+            "where s.class_id = $1 and s.started_at >= $2 "
+            "and ($3::timestamptz is null or (s.started_at, s.id) < ($3, $4::uuid)) "
+            "order by s.started_at desc, s.id desc limit $5",
+            class_id,
+            to_timestamptz(since),
+            None if before is None else to_timestamptz(before[0]),
+            None if before is None else before[1],
+            limit,
+        )
+        return [ClassSession(row[8], row[9], _session(row)) for row in rows]
 
     async def _fetch_of(self, user_id: str, query: str, *args: Any) -> list[Any]:
         """What one student is shown."""
@@ -66,3 +76,16 @@ class PostgresQueries:
         await self._reads.close()
         if self._students is not None:
             await self._students.close()
+
+
+def _session(row: Any) -> SessionRow:
+    return SessionRow(
+        id=row[0],
+        notebook_path=row[1],
+        client_session=row[2],
+        started_at=from_timestamptz(row[3]),
+        ended_at=from_timestamptz(row[4]),
+        closed=row[5],
+        executions=row[6],
+        errors=row[7],
+    )

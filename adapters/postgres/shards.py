@@ -1,4 +1,4 @@
-"""Several PostgreSQL databases as one, for those who read: recovery, upkeep, health and queries. Each has a writer."""
+"""Several PostgreSQL databases as one, for recovery, upkeep and health. Each has a writer."""
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
@@ -10,7 +10,7 @@ import trio
 from engine.cohort import NotebookTotals
 from engine.errors import StoreRefusedError, StoreUnavailableError
 from engine.event import UserKey
-from engine.ports import Retention, SessionQueries, SessionRow, StoredOffsets
+from engine.ports import Retention, StoredOffsets
 from engine.session import UserState
 from engine.sharding import shard_of
 
@@ -100,17 +100,3 @@ class ShardedStates:
         """See `engine.ports.StateKeeper`. Each shard knows all; one that is behind knows less, and they merge."""
         found = await ask_each(self._parts, PostgresStore.notebooks)
         return [notebook for notebooks in found for notebook in notebooks]
-
-
-class ShardedQueries:
-    """`engine.ports.SessionQueries` over shards."""
-
-    def __init__(self, parts: Sequence[SessionQueries]) -> None:
-        self._parts = parts
-
-    async def user_sessions(
-        self, user_id: str, class_id: str, notebook: str | None, limit: int, before: tuple[int, UUID] | None
-    ) -> list[SessionRow]:
-        """See `engine.ports.SessionQueries`: one shard has them all."""
-        part = self._parts[shard_of(user_id, len(self._parts))]
-        return await part.user_sessions(user_id, class_id, notebook, limit, before)

@@ -1,13 +1,16 @@
 """PostgreSQL in its larger forms, seen from the daemon: logins of their own, replicas, shards."""
 
 import json
+import random
+from datetime import UTC, datetime, timedelta
+from urllib.parse import quote
 
 import pytest
 
 from tests.e2e.api import Api
 from tests.e2e.daemon import Daemon, in_thread
 from tests.e2e.postgres_server import PostgresServer, psql
-from tests.e2e.samples import run
+from tests.e2e.samples import failed_run, run
 from tests.e2e.waiting import eventually
 from tests.servers.standby import Standby
 
@@ -194,3 +197,43 @@ async def test_logins_are_the_same_on_every_shard(databases, data_dir):
         api = Api(daemon)
         for number in range(10):
             assert len(await api.sessions(f"user{number}")) == 1
+
+
+async def test_a_class_over_shards_answers_as_one_in_one_database(databases, database, make_data_dir):
+    rng = random.Random(5)
+    moment = datetime.now(UTC)
+    events = [
+        sample(
+            f"user{rng.randrange(12)}",
+            session_id=f"s{rng.randrange(3)}",
+            cell_index=rng.randrange(5),
+            notebook_path=rng.choice(["a.ipynb", "b.ipynb"]),
+            timestamp=(moment - timedelta(seconds=rng.randrange(7200))).isoformat(),
+            **({"execution_duration_ms": float(rng.randrange(40))} if rng.random() < 0.9 else {}),
+        )
+        for sample in rng.choices([run, failed_run], [3, 1], k=400)
+    ]
+    paths = [
+        f"/api/v1/series/{kind}?class=default&since=3h&every=10m&by={by}"
+        for kind in ("activity", "errors")
+        for by in ("user_id", "notebook_path")
+    ]
+    paths += ["/api/v1/notebooks/summary?class=default&path=a.ipynb"]
+    answers = []
+    for settings in ({"POSTGRES__DSN": database.dsn, **FAST}, shards(*databases)):
+        directory = make_data_dir()
+        async with Daemon(directory, settings=settings) as daemon:
+            await Api(daemon).accept(events)
+            await Api(daemon).wait_flushed()
+        async with Daemon(directory, settings=settings | FORGETFUL) as daemon:
+            found = [await Api(daemon).get(path) for path in paths]
+            sessions, cursor = [], ""
+            while cursor is not None:
+                page = await Api(daemon).get(f"/api/v1/classes/default/sessions?since=3h&limit=7{cursor}")
+                sessions += page["sessions"]
+                cursor = f"&cursor={quote(page['next_cursor'])}" if page.get("next_cursor") else None
+            assert len(sessions) > 20
+            answers.append([*found, sessions])
+    for path, one, several in zip([*paths, "sessions"], *answers, strict=True):
+        assert one == several, path
+    assert answers[0][4]["cells"][0]["median_duration_ms"] is not None
