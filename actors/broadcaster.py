@@ -5,6 +5,7 @@ they cannot be full. It never waits for a subscriber: a slow one's outbox confla
 """
 
 from collections.abc import Awaitable, Callable
+from operator import itemgetter
 from typing import Any, Final
 from uuid import UUID, uuid4
 
@@ -14,7 +15,8 @@ from engine.alerts import ops_alert
 from engine.clock import WallClock
 from engine.cohort import Cohort
 from engine.faults import reach
-from engine.ports import SessionRow
+from engine.ports import ClassSession, SessionRow
+from engine.rows import session_row
 from engine.topics import CLASS, OPS, USER, TopicName, parse_topic
 from engine.view import Thresholds
 
@@ -110,6 +112,27 @@ class Broadcaster:
         """See `engine.ports.LiveFeed`."""
         actor = self._router.users.get((class_id, user_id))
         return ([], set()) if actor is None or not actor.settled else actor.sessions()
+
+    def class_sessions(
+        self, class_id: str, since: int, limit: int, before: tuple[int, UUID] | None
+    ) -> list[ClassSession]:
+        """See `engine.ports.LiveFeed`. Looks at every student of the class; rows are made only of those told."""
+        found = [
+            (session.start, actor.state, session)
+            for (class_of, _), actor in self._router.users.items()
+            if class_of == class_id and actor.settled and actor.state.last_event >= since
+            for session in actor.state.visible_sessions()
+            if session.start >= since and (before is None or session.start <= before[0])
+        ]
+        newest = sorted(found, key=itemgetter(0), reverse=True)
+        rows: list[ClassSession] = []
+        for start, state, session in newest:
+            if len(rows) >= limit and start != rows[-1].row.started_at:
+                break  # sessions that start together are told together: their ids decide the order
+            row = session_row(state, session)
+            if before is None or (row.started_at, row.id) < before:
+                rows.append(ClassSession(state.user_id, None if state.name is None else state.name[1], row))
+        return rows
 
     # --- actors.subscriber.Feed
 

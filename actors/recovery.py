@@ -12,14 +12,14 @@ from engine.clock import WallClock
 from engine.errors import StoreRefusedError, StoreUnavailableError
 from engine.event import Commit, Event, UserKey
 from engine.faults import reach
-from engine.ports import Journal, Store, StoredOffsets
+from engine.ports import Journal, StateKeeper, StoredOffsets
 from engine.rows import Past, user_key
 from engine.session import UserState
 from engine.watermark import Part
 
 from .rebuild import Trial
 from .router import Router
-from .session import SessionContext
+from .session import SessionActor, SessionContext
 
 # Between two tries to reach a store that is away, in seconds: short, because the teacher's view waits for it.
 RETRY_S: Final = 0.5
@@ -63,7 +63,8 @@ def resume_follower(journal: Journal, stored: StoredOffsets, follower: str, *, a
 
     One that was never written to begins where the rows of the other end: what is before, that other one holds.
     """
-    known = stored.others.get(follower, max(stored.rows, journal.trimmed_to))
+    rows = stored.rows if stored.behind is None else stored.behind
+    known = stored.others.get(follower, max(rows, journal.trimmed_to))
     if known > journal.last_seq:
         raise StoreRefusedError(
             f"{follower} holds events up to seq {known} of journal {journal.id}, which ends at {journal.last_seq}: "
@@ -93,7 +94,7 @@ class Recovery:
     def __init__(
         self,
         journal: Journal,
-        store: Store,
+        store: StateKeeper,
         router: Router,
         context: SessionContext,
         part: Part,
@@ -270,15 +271,24 @@ class Recovery:
         """Bring their past to the students who wait for it."""
         async with self._settling:
             waiting = self._unsettled.take_all()
-            actors = {key: actor for key, actor in waiting.items() if not actor.settled}
-            try:
-                states = await self._store.snapshots(actors)
-                found = {user_key(state): state for state in states}
-                for key, actor in actors.items():
-                    reach("recovery.settle")
-                    state = found.get(key)
-                    actor.adopt(None if state is None else Past.of(state))
-            except BaseException:
-                for key, actor in actors.items():
-                    self._unsettled.put(key, actor)  # those that have theirs by now will not take it again
-                raise
+            away: StoreUnavailableError | None = None
+            for group in self._store.groups(key for key, actor in waiting.items() if not actor.settled):
+                try:
+                    await self._settle_group({key: waiting[key] for key in group})
+                except StoreUnavailableError as error:
+                    away = error  # another group's keeper may be there
+            if away is not None:
+                raise away
+
+    async def _settle_group(self, actors: dict[UserKey, SessionActor]) -> None:
+        try:
+            states = await self._store.snapshots(actors)
+            found = {user_key(state): state for state in states}
+            for key, actor in actors.items():
+                reach("recovery.settle")
+                state = found.get(key)
+                actor.adopt(None if state is None else Past.of(state))
+        except BaseException:
+            for key, actor in actors.items():
+                self._unsettled.put(key, actor)  # those that have theirs by now will not take it again
+            raise

@@ -15,6 +15,7 @@ from engine.ports import DeadLetter, Flush, Journal, Sample, Snapshot, Store
 from engine.samples import TotalCells, samples_of
 from engine.watermark import Watermark
 
+from .lanes import Lane
 from .mailboxes import SampleMailbox
 from .recovery import Resume, resume_from
 from .session import SessionActor, SessionContext
@@ -48,18 +49,21 @@ class States:
         clock: WallClock,
         samples: SampleMailbox | None,
         accept_gap: bool,
+        lane: Lane | None = None,
     ) -> None:
-        """``samples``: where samples go when this store is not the one that holds time series."""
+        """``samples``: where samples go when this store is not the one that holds time series.
+
+        ``lane``: of the shard that the store is; None: everything.
+        """
+        mailboxes = context.mailboxes
+        lane = lane or Lane(context.dirty, mailboxes.notebooks, mailboxes.dead_letters, mailboxes.offsets)
         self._total_cells = total_cells
         self._clock = clock
         self._elsewhere = samples
         self._journal = journal
         self._store = store
         self._watermark = watermark
-        self._dirty = context.dirty
-        self._notebooks = context.mailboxes.notebooks
-        self._dead_letters = context.mailboxes.dead_letters
-        self._offsets = context.mailboxes.offsets
+        self._dirty, self._notebooks, self._dead_letters, self._offsets = lane
         self._accept_gap = accept_gap
         self._snapshots = f"{store.name}.snapshots"
         self.names = (store.name, self._snapshots)

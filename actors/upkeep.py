@@ -8,7 +8,7 @@ import trio
 from engine.clock import WallClock
 from engine.errors import StoreRefusedError, StoreUnavailableError
 from engine.faults import reach
-from engine.ports import Retention, Store
+from engine.ports import Retention, StateKeeper
 
 from .recovery import Recovery
 
@@ -22,7 +22,7 @@ log = structlog.get_logger("upkeep")
 class Upkeep:
     """Has no mailbox: it acts by the clock alone."""
 
-    def __init__(self, store: Store, recovery: Recovery, retention: Retention, clock: WallClock) -> None:
+    def __init__(self, store: StateKeeper, recovery: Recovery, retention: Retention, clock: WallClock) -> None:
         self._store = store
         self._recovery = recovery
         self._retention = retention

@@ -17,6 +17,7 @@ from engine.cohort import NotebookTotals
 from engine.errors import StoreDataError, StoreUnavailableError, UnavailableError
 from engine.event import CELL_TYPES, Commit, Event, PackedCommit, UserKey
 from engine.ports import (
+    ClassSession,
     CommitSink,
     DeadLetter,
     Flush,
@@ -139,6 +140,7 @@ class MemoryStore:
         self.rows: dict[tuple[UUID, int], Event] = {}  # by (journal, seq)
         self.states: dict[UserKey, Snapshot] = {}
         self.sessions: dict[tuple[UUID, int], tuple[UserKey, SessionRow]] = {}  # by (id, started_at)
+        self.names: dict[str, str] = {}  # by user
         self.totals: dict[tuple[str, str], NotebookTotals] = {}  # by (class, path)
         self.dead_letters: dict[tuple[UUID, int], DeadLetter] = {}  # by (journal, seq)
         self.samples: list[Sample] = []
@@ -157,6 +159,10 @@ class MemoryStore:
     async def ping(self) -> None:
         """See `engine.ports.Store`."""
         await self._reach()
+
+    def groups(self, keys: Iterable[UserKey]) -> list[list[UserKey]]:
+        """See `engine.ports.StateKeeper`."""
+        return [list(keys)]
 
     async def offsets(self, journal_id: UUID) -> StoredOffsets:
         """See `engine.ports.Store`."""
@@ -233,6 +239,18 @@ class MemoryStore:
         ]
         return sorted(rows, key=lambda row: (row.started_at, row.id), reverse=True)[:limit]
 
+    async def class_sessions(
+        self, class_id: str, since: int, limit: int, before: tuple[int, UUID] | None
+    ) -> list[ClassSession]:
+        """See `engine.ports.SessionQueries`."""
+        await self._reach()
+        found = [
+            ClassSession(key[1], self.names.get(key[1]), row)
+            for key, row in self.sessions.values()
+            if key[0] == class_id and row.started_at >= since and (before is None or (row.started_at, row.id) < before)
+        ]
+        return sorted(found, key=lambda each: (each.row.started_at, each.row.id), reverse=True)[:limit]
+
     def _holds(self, flush: Flush, events: Iterable[Event]) -> bool:
         keys = [snapshot.key for snapshot in flush.snapshots]
         return not any(map(self.refuses, [*events, *keys, *flush.dead_letters]))
@@ -245,6 +263,8 @@ class MemoryStore:
 
     def _put(self, snapshot: Snapshot) -> None:
         self.states[snapshot.key] = snapshot
+        if snapshot.profile is not None and snapshot.profile[0] is not None:
+            self.names[snapshot.key[1]] = snapshot.profile[0]
         for identity in snapshot.moved:
             self.sessions.pop(identity, None)
         for row in snapshot.sessions:

@@ -19,7 +19,7 @@ from typing import Any, Final
 import cattrs
 
 from config.errors import ConfigError
-from config.settings import KEYS, UNAVAILABLE, Rule, Settings
+from config.settings import EMBEDDED, KEYS, UNAVAILABLE, Rule, Settings
 
 SECTIONS: Final = frozenset(name.partition(".")[0] for name in KEYS if "." in name)
 UNAVAILABLE_SECTIONS: Final = UNAVAILABLE.keys() - SECTIONS
@@ -215,6 +215,7 @@ def _contradictions(values: Mapping[str, Any], inherited: Collection[str]) -> li
         except ValueError:
             faults.append(f"http.trusted_proxies: {_shown(text)} is not an IP address or network")
     faults += _influx_contradictions(values)
+    faults += _shard_contradictions(values)
     for earlier, later in (("idle_after_s", "offline_after_s"), ("offline_after_s", "retire_after_s")):
         low, high = values.get(f"session.{earlier}"), values.get(f"session.{later}")
         if low is not None and high is not None and low > high:
@@ -238,6 +239,20 @@ def _influx_contradictions(values: Mapping[str, Any]) -> list[str]:
         faults.append("influxdb.bucket: expected beside influxdb.url; with api v1 it is database or database/policy")
     if not given["org"] and given["api"] == "v2":
         faults.append('influxdb.org: expected beside influxdb.url, unless influxdb.api = "v1"')
+    return faults
+
+
+def _shard_contradictions(values: Mapping[str, Any]) -> list[str]:
+    shards = values.get("postgres.shards")
+    if not shards:
+        return []
+    faults = []
+    if values.get("postgres.dsn", EMBEDDED) != EMBEDDED:
+        faults.append("postgres.dsn: given beside postgres.shards, which stand in its place; keep one")
+    if values.get("postgres.read_dsns"):
+        faults.append("postgres.read_dsns: not with postgres.shards, whose queries go to the shards themselves")
+    if len(set(shards)) < len(shards):
+        faults.append("postgres.shards: a database is named twice (the value is not shown)")
     return faults
 
 

@@ -30,14 +30,15 @@ MAX_WAIT_MS: Final = 60_000
 HOST: Final = r"[A-Za-z0-9_.-]+|[0-9A-Fa-f]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9_.-]+)?"
 # embedded, or a libpq URL: user and password, hosts with ports (several by commas), database and parameters.
 _PLACE: Final = r"(\[[0-9A-Fa-f:.]+\]|[\w%-]+(\.[\w%-]+)*\.?)?(:\d{1,5})?"
-DSN: Final = rf"embedded|postgres(ql)?://([^\s@/]*@)?{_PLACE}(,{_PLACE})*([/?]\S*)?"
+_URL: Final = rf"postgres(ql)?://([^\s@/]*@)?{_PLACE}(,{_PLACE})*([/?]\S*)?"
+DSN: Final = rf"embedded|{_URL}"
 # A server with user, password, port, number of the database and parameters; or the path of a socket, then parameters.
 _PLACED: Final = rf"rediss?://([^\s@/]*@)?{_PLACE}(/\d*)?(\?\S*)?"
 REDIS_URL: Final = rf"|{_PLACED}|unix://([^\s@/]*@)?/[^\s?]+(\?\S*)?"
 
 
-def _mask(value: str) -> str:
-    return repr(value) if value in {EMBEDDED, ""} else "'***'"
+def _mask(value: object) -> str:
+    return repr(value) if value in (EMBEDDED, "", ()) else "'***'"
 
 
 def _key(default: object, doc: str, **rule: Any) -> Any:
@@ -106,7 +107,7 @@ class Journal:
 
 @attrs.frozen(kw_only=True)
 class Postgres:
-    """The main store. ``dsn`` is resolved by ``load`` whichever source it came from."""
+    """The main store. A secret is resolved by ``load`` whichever source it came from."""
 
     dsn: str = _key(
         EMBEDDED,
@@ -116,6 +117,37 @@ class Postgres:
         secret=True,
     )
     dsn_file: str = _key("", "file that holds the dsn, in its place", pattern=r"[^\0]*", expected="a path")
+    admin_dsn: str = _key(
+        "",
+        "the tables' owner: migrations, partitions, erasure. Empty: dsn. With shards: its user and password on each",
+        pattern=rf"|{_URL}",
+        expected="a postgresql:// URL",
+        secret=True,
+    )
+    admin_dsn_file: str = _key("", "file that holds admin_dsn", pattern=r"[^\0]*", expected="a path")
+    student_dsn: str = _key(
+        "",
+        "a login of role app_user, for what one student is shown. Empty: dsn. With shards: as admin_dsn",
+        pattern=rf"|{_URL}",
+        expected="a postgresql:// URL",
+        secret=True,
+    )
+    student_dsn_file: str = _key("", "file that holds student_dsn", pattern=r"[^\0]*", expected="a path")
+    read_dsns: tuple[str, ...] = _key(
+        (), "streaming replicas of dsn, for queries", pattern=_URL, expected="a list of postgresql:// URLs", secret=True
+    )
+    read_dsns_file: str = _key("", "file that holds read_dsns, one a line", pattern=r"[^\0]*", expected="a path")
+    max_replica_lag_ms: int = _key(
+        1000, "a replica further behind is not asked", unit="milliseconds", low=1, high=86_400_000
+    )
+    shards: tuple[str, ...] = _key(
+        (),
+        "several primaries in place of dsn; students are spread over them",
+        pattern=_URL,
+        expected="a list of postgresql:// URLs",
+        secret=True,
+    )
+    shards_file: str = _key("", "file that holds shards, one a line", pattern=r"[^\0]*", expected="a path")
     migrate: bool = _key(True, "bring the schema up to date at serve")
     flush_interval_ms: int = _key(500, "longest wait of an event", unit="milliseconds", low=1, high=MAX_WAIT_MS)
     flush_max_events: int = _key(5000, "most events in one transaction", unit="events", low=1, high=1_000_000)
@@ -250,7 +282,6 @@ KEYS: Final = _fields()
 # The contract's keys whose feature this version does not have: refused, so that nobody believes them in force.
 UNAVAILABLE: Final[dict[str, tuple[str, ...]]] = {
     "http": ("tls_cert", "tls_key"),
-    "postgres": ("admin_dsn", "student_dsn", "read_dsns", "shards"),
     "encryption": ("keys",),
     "capture": ("code", "result"),
     "metrics": ("host", "port"),

@@ -14,13 +14,14 @@ import trio
 
 from actors.admission import Limits
 from actors.broadcaster import Broadcaster
+from actors.lanes import make_lanes
 from actors.mailboxes import Mailboxes
 from actors.mirror import Mirror
 from actors.publisher import Publisher
 from actors.recovery import Recovery
 from actors.router import Router
 from actors.series import Series
-from actors.session import SessionActor, SessionContext
+from actors.session import SessionContext
 from actors.states import States
 from actors.supervisor import supervise
 from actors.trimming import Trimming
@@ -30,19 +31,19 @@ from adapters.asyncio_bridge import Dsn, RedisLink, open_loop
 from adapters.bus.probe import RedisCheck
 from adapters.bus.remote import RemoteBus
 from adapters.embedded import EmbeddedPostgres, running_dsn
-from adapters.http.api import MAX_LIMIT, api
+from adapters.http.api import api
 from adapters.http.asgi import AsgiBridge
 from adapters.http.ingest import Ingest
 from adapters.http.openapi import document
+from adapters.http.parameters import MAX_LIMIT
 from adapters.http.server import HttpServer
 from adapters.influx.store import InfluxStore
 from adapters.influx.target import Target
 from adapters.journal import SqliteJournal
 from adapters.lock import DirectoryLock
 from adapters.metrics import CONTENT_TYPE, Metrics
+from adapters.postgres.databases import Databases, with_login
 from adapters.postgres.probe import DatabaseCheck, migrate_database
-from adapters.postgres.queries import PostgresQueries
-from adapters.postgres.store import PostgresStore
 from adapters.systemd import Manager
 from adapters.watchdog import Watchdog
 from adapters.websocket import StreamEndpoint
@@ -51,7 +52,6 @@ from config.settings import EMBEDDED
 from engine.catalog import Connections, Sources, catalog
 from engine.checks import tell
 from engine.clock import wall_clock
-from engine.dirty import DirtyUsers
 from engine.errors import ClasspulseError, StartError, flatten
 from engine.health import Answering, Health
 from engine.measures import Histograms
@@ -102,7 +102,7 @@ class App:
             EmbeddedPostgres(
                 settings.data_dir / "postgres", log=structlog.get_logger("embedded"), stop_timeout_s=_EMBEDDED_S
             )
-            if settings.postgres.dsn == EMBEDDED
+            if settings.postgres.dsn == EMBEDDED and not settings.postgres.shards
             else None
         )
 
@@ -139,8 +139,7 @@ class App:
                 finally:
                     if parts.series is not None:
                         await parts.series.close()
-                    await parts.store.close()
-                    await parts.queries.close()
+                    await parts.databases.close()
                     if parts.announcing is not None:
                         await parts.announcing.bus.close()
                     self._journal.close()
@@ -182,6 +181,7 @@ class App:
         async with trio.open_nursery() as background:
             background.start_soon(supervise, "broadcaster", parts.broadcaster.run)
             background.start_soon(supervise, "upkeep", parts.upkeep.run)
+            background.start_soon(supervise, "replicas", parts.databases.run)
             if announcing is not None:
                 background.start_soon(supervise, "bus", announcing.bus.run)
                 background.start_soon(supervise, "publisher", announcing.publisher.run)
@@ -286,9 +286,8 @@ class _Parts(NamedTuple):
     upkeep: Upkeep
     stream: StreamEndpoint
     server: HttpServer
-    store: PostgresStore
+    databases: Databases
     series: InfluxStore | None
-    queries: PostgresQueries
     announcing: _Announcing | None
 
     @property
@@ -312,7 +311,6 @@ def _assemble(
     accept_gap: bool,
 ) -> _Parts:
     """Tie the rooms together. Nothing here does I/O."""
-    dirty: DirtyUsers[SessionActor] = DirtyUsers()
     mailboxes = Mailboxes()
     watermark = Watermark()
     retire_after_ms = int(settings.session.retire_after_s * 1000)
@@ -323,14 +321,8 @@ def _assemble(
     )
     queried, answered = Histograms(), Histograms()
     series = _series_store(settings, queried)
-    store = PostgresStore(
-        dsn,
-        apply_migrations=settings.postgres.migrate,
-        clock=wall_clock,
-        times=queried,
-        holds_series=series is None,
-    )
-    queries = PostgresQueries(dsn, queried)
+    databases = _databases(settings, dsn, queried, holds_series=series is None)
+    dirty, lanes = make_lanes(len(databases.stores), mailboxes)
     idle_ms = int(settings.session.idle_timeout_s * 1000)
     context = SessionContext(journal.id.hex, idle_ms, dirty, mailboxes, set(), journal, thresholds)
     past = watermark.open(journal.last_seq, 1)  # recovery's share: all that is in the journal already
@@ -338,7 +330,7 @@ def _assemble(
     router = Router(journal, context, watermark, limits=limits, retire_after_ms=retire_after_ms, clock=wall_clock)
     recovery = Recovery(
         journal,
-        store,
+        databases.states,
         router,
         context,
         past,
@@ -348,26 +340,30 @@ def _assemble(
         followers=[] if series is None else [series.name],
     )
     trimming = Trimming(journal)
-    writer = StoreWriter(
-        journal,
-        store,
-        States(
+    keepers = [
+        StoreWriter(
             journal,
             store,
+            States(
+                journal,
+                store,
+                watermark,
+                context,
+                total_cells=router.total_cells,
+                clock=wall_clock,
+                samples=None if series is None else mailboxes.samples,
+                accept_gap=accept_gap,
+                lane=lane,
+            ),
+            trimming,
             watermark,
-            context,
-            total_cells=router.total_cells,
-            clock=wall_clock,
-            samples=None if series is None else mailboxes.samples,
-            accept_gap=accept_gap,
-        ),
-        trimming,
-        watermark,
-        mailboxes=mailboxes,
-        recovery=recovery,
-        interval_s=settings.postgres.flush_interval_ms / 1000,
-        max_events=settings.postgres.flush_max_events,
-    )
+            mailboxes=mailboxes,
+            recovery=recovery,
+            interval_s=settings.postgres.flush_interval_ms / 1000,
+            max_events=settings.postgres.flush_max_events,
+        )
+        for store, lane in zip(databases.stores, lanes, strict=True)
+    ]
     followers = []
     if series is not None:
         influx = settings.influxdb
@@ -384,7 +380,7 @@ def _assemble(
             max_events=influx.flush_max_points,
         )
         followers = [follower]
-    writers = [writer, *followers]
+    writers = [*keepers, *followers]
     announcing = _announcing(settings, journal, router, thresholds, queried)
     buses: list[RemoteBus] = [] if announcing is None else [announcing.bus]
     broadcaster = Broadcaster(
@@ -401,12 +397,15 @@ def _assemble(
         ),
     )
     upkeep = Upkeep(
-        store,
+        databases.states,
         recovery,
         Retention(settings.retention.events_days, settings.retention.sessions_days),
         wall_clock,
     )
-    checked: list[tuple[Answering, Callable[[], dict[str, Any]]]] = [(store, lambda: writer.health | upkeep.health)]
+    told = [partial(getattr, keeper, "health") for keeper in keepers]
+    checked: list[tuple[Answering, Callable[[], dict[str, Any]]]] = [
+        (databases.states, lambda: databases.health(told) | upkeep.health)
+    ]
     if series is not None:
         checked.append((series, partial(getattr, follower, "health")))
     health = Health(lambda: journal.health, [*checked, *((bus, partial(getattr, bus, "health")) for bus in buses)])
@@ -422,9 +421,9 @@ def _assemble(
         clock=wall_clock,
         times=answered,
     )
-    databases: dict[str, list[Connections]] = {store.name: [store, queries]}
+    connected: dict[str, list[Connections]] = {**databases.pools, **{each.name: [each] for each in buses}}
     if series is not None:
-        databases[series.name] = [series]
+        connected[series.name] = [series]
     sources = Sources(
         journal,
         ingest,
@@ -432,7 +431,7 @@ def _assemble(
         {each.name: each for each in writers},
         stream,
         mailboxes,
-        databases | {each.name: [each] for each in buses},
+        databases.pools | ({} if series is None else {series.name: [series]}) | {each.name: [each] for each in buses},
         queried,
         answered,
         [] if announcing is None else [announcing.bus, announcing.publisher],
@@ -443,7 +442,8 @@ def _assemble(
         AsgiBridge(
             api(
                 broadcaster,
-                queries,
+                databases.queries,
+                databases.series,
                 health,
                 ready=ready,
                 metrics=lambda: (metrics.text(), CONTENT_TYPE),
@@ -468,7 +468,7 @@ def _assemble(
         inherited=manager.sockets,
     )
     return _Parts(
-        router, recovery, [writer], followers, broadcaster, upkeep, stream, server, store, series, queries, announcing
+        router, recovery, keepers, followers, broadcaster, upkeep, stream, server, databases, series, announcing
     )
 
 
@@ -476,6 +476,22 @@ def _finish(writers: list[StoreWriter], nursery: trio.Nursery, deadline: float) 
     for writer in writers:
         writer.finish()
     nursery.cancel_scope.deadline = deadline
+
+
+def _databases(settings: Settings, dsn: Dsn, times: Histograms, *, holds_series: bool) -> Databases:
+    postgres = settings.postgres
+    shards: list[Dsn] = [partial(str, shard) for shard in postgres.shards]
+    return Databases(
+        shards or [dsn],
+        admin_dsn=postgres.admin_dsn,
+        student_dsn=postgres.student_dsn,
+        read_dsns=postgres.read_dsns,
+        max_lag_ms=postgres.max_replica_lag_ms,
+        apply_migrations=postgres.migrate,
+        holds_series=holds_series,
+        clock=wall_clock,
+        times=times,
+    )
 
 
 def _series_store(settings: Settings, times: Histograms) -> InfluxStore | None:
@@ -538,23 +554,25 @@ Say = Callable[[str], None]
 
 
 @asynccontextmanager
-async def _database(settings: Settings) -> AsyncIterator[str | None]:
-    """A DSN that works in the block: the configured one, the running daemon's, or that of a server for the while.
+async def _dsns(settings: Settings) -> AsyncIterator[list[str]]:
+    """DSNs that work in the block: those configured, the running daemon's, or that of a server for the while.
 
-    None: the embedded server was never made.
+    None at all: the embedded server was never made.
     """
     directory = settings.data_dir / "postgres"
-    if settings.postgres.dsn != EMBEDDED:
-        yield settings.postgres.dsn
+    if settings.postgres.shards:
+        yield list(settings.postgres.shards)
+    elif settings.postgres.dsn != EMBEDDED:
+        yield [settings.postgres.dsn]
     elif not (directory / "PG_VERSION").exists():
-        yield None
+        yield []
     elif (running := await trio.to_thread.run_sync(running_dsn, directory)) is not None:
-        yield running
+        yield [running]
     else:
         with DirectoryLock(settings.data_dir):
             async with trio.open_nursery() as nursery:
                 embedded = EmbeddedPostgres(directory, log=structlog.get_logger("embedded"))
-                yield await nursery.start(embedded.run)
+                yield [await nursery.start(embedded.run)]
                 embedded.request_stop()
 
 
@@ -571,14 +589,14 @@ async def check(settings: Settings, say: Say) -> bool:
         say(f"data_dir: cannot use {settings.data_dir}: {fault.strerror}")
         well = False
     try:
-        async with open_loop(), _database(settings) as dsn:
-            if dsn is None:
+        async with open_loop(), _dsns(settings) as dsns:
+            if not dsns:
                 say(f"postgresql: ok, embedded; the first `serve` makes it in {settings.data_dir / 'postgres'}")
-            else:
-                well &= await tell(DatabaseCheck(dsn, clock=wall_clock, migrates=settings.postgres.migrate), say)
+            for database in _database_checks(settings, dsns):
+                well &= await tell(database, say)
     except* ClasspulseError as group:
-        for error in flatten(group):
-            say(f"postgresql: {error}")
+        for each in flatten(group):
+            say(f"postgresql: {each}")
         well = False
     series = _series_store(settings, Histograms())
     if series is None:
@@ -596,8 +614,28 @@ async def check(settings: Settings, say: Say) -> bool:
 
 async def migrate(settings: Settings, say: Say) -> None:
     """Bring the database to the current schema."""
-    async with open_loop(), _database(settings) as dsn:
-        if dsn is None:
+    admin = settings.postgres.admin_dsn
+    async with open_loop(), _dsns(settings) as dsns:
+        if not dsns:
             say("postgresql: embedded; the first `serve` makes it with the current schema")
-        else:
-            say(f"postgresql: schema version {await migrate_database(dsn)}")
+        for dsn in dsns:
+            owner = with_login(dsn, admin) if admin and settings.postgres.shards else admin or dsn
+            say(f"postgresql: schema version {await migrate_database(owner)}")
+
+
+def _database_checks(settings: Settings, dsns: list[str]) -> list[DatabaseCheck]:
+    """Of all that a daemon with these settings connects to."""
+    postgres = settings.postgres
+
+    def everywhere(login: str) -> list[str]:
+        if not login:
+            return []
+        return [with_login(dsn, login) for dsn in dsns] if postgres.shards else [login]
+
+    look = partial(DatabaseCheck, clock=wall_clock, migrates=postgres.migrate)
+    return [
+        *(look(dsn, owns=not postgres.admin_dsn) for dsn in dsns),
+        *map(look, everywhere(postgres.admin_dsn)),
+        *(look(dsn, writes=False, looks=False) for dsn in everywhere(postgres.student_dsn)),
+        *(look(dsn, writes=False) for dsn in postgres.read_dsns),
+    ]

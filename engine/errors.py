@@ -28,6 +28,10 @@ class OverLimitError(ClasspulseError):
         self.refused = refused
 
 
+class TooLargeError(ClasspulseError):
+    """An answer would be larger than anybody can look at; the message says what to ask for instead (422)."""
+
+
 class UnavailableError(ClasspulseError):
     """Events cannot be made durable now (503). ``retry_after_s`` is what the client is told to wait, in seconds."""
 

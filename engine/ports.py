@@ -1,7 +1,7 @@
 """The ports where actors and adapters meet. Each docstring is the contract; implementations pass the same suite."""
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 from uuid import UUID
 
 import msgspec
@@ -9,6 +9,7 @@ import msgspec
 from engine.cohort import NotebookTotals
 from engine.errors import UnavailableError
 from engine.event import Commit, Event, PackedCommit, UserKey
+from engine.series import Activity, By, Errors, Window
 from engine.session import UserState
 
 # Where the journal's commits go, in seq order: the router's mailbox. It may make the commit loop wait, never drop.
@@ -77,6 +78,14 @@ class SessionRow(msgspec.Struct, frozen=True, gc=False):
     errors: int
 
 
+class ClassSession(NamedTuple):
+    """Whose session it is."""
+
+    user_id: str
+    user_name: str | None
+    row: SessionRow
+
+
 class DeadLetter(msgspec.Struct, frozen=True, gc=False):
     """An event that could not be applied: the type and place of the error, never its text."""
 
@@ -125,6 +134,7 @@ class StoredOffsets(msgspec.Struct, frozen=True, gc=False):
     rows: int
     snapshots: int
     others: dict[str, int] = {}  # offsets that are kept here for stores that cannot, by name
+    behind: int | None = None  # rows of the shard that has the fewest; None: `rows`
 
 
 class Retention(msgspec.Struct, frozen=True, gc=False):
@@ -134,8 +144,8 @@ class Retention(msgspec.Struct, frozen=True, gc=False):
     sessions_days: int
 
 
-class RowStore(Protocol):
-    """A place that rows end up in.
+class Place(Protocol):
+    """Somewhere that something is stored.
 
     Every method raises StoreUnavailableError when it is away (the same call may go through later), and
     StoreRefusedError when it must not be used as it is.
@@ -146,10 +156,14 @@ class RowStore(Protocol):
         """Its name in health, offsets and metrics."""
 
     async def open(self) -> None:
-        """Make it ready for `write`. Idempotent."""
+        """Make it ready for use. Idempotent."""
 
     async def ping(self) -> None:
         """Prove that it answers."""
+
+
+class RowStore(Place, Protocol):
+    """A place that rows end up in."""
 
     async def write(self, flush: Flush) -> None:
         """Commit a flush: all of it, or nothing for sure.
@@ -158,14 +172,17 @@ class RowStore(Protocol):
         """
 
 
-class Store(RowStore, Protocol):
-    """The place that keeps states too, and the offsets with them: it commits a flush in one transaction.
+class StateKeeper(Place, Protocol):
+    """What keeps states and offsets, for those who read them: a store, or all shards of one.
 
     Its `open` connects, brings the schema up to date, and takes the lock that keeps other daemons out.
     """
 
+    def groups(self, keys: Iterable[UserKey]) -> list[list[UserKey]]:
+        """The users by who keeps them: one group can be had while another's keeper is away."""
+
     async def offsets(self, journal_id: UUID) -> StoredOffsets:
-        """What is committed of this journal."""
+        """What is committed of this journal, everywhere."""
 
     async def tend(self, now: int, retention: Retention) -> int:
         """Make room for what may come after ``now`` (ms), and let go of what is past its time.
@@ -183,6 +200,10 @@ class Store(RowStore, Protocol):
         """The known notebooks of every class: (class, path, totals)."""
 
 
+class Store(RowStore, StateKeeper, Protocol):
+    """The place that keeps rows, states, and the offsets with them: it commits a flush in one transaction."""
+
+
 class SessionQueries(Protocol):
     """Reads for the API, beside the writer's connection."""
 
@@ -190,6 +211,31 @@ class SessionQueries(Protocol):
         self, user_id: str, class_id: str, notebook: str | None, limit: int, before: tuple[int, UUID] | None
     ) -> list[SessionRow]:
         """A student's sessions, newest first, from just before ``before`` (started_at ms, id)."""
+
+    async def class_sessions(
+        self, class_id: str, since: int, limit: int, before: tuple[int, UUID] | None
+    ) -> list[ClassSession]:
+        """The sessions of a class that started at or after ``since`` (ms), as `user_sessions` orders them."""
+
+
+class SeriesQueries(Protocol):
+    """Time series of cell events, from wherever those are.
+
+    Every method raises StoreUnavailableError and StoreRefusedError as a `Store` does. Only `cell_executed` is an
+    execution; an error is one that failed, or an `execution_error`. Counts are of rows: nothing is cached.
+    """
+
+    async def activity(self, class_id: str, window: Window, by: By) -> list[Activity]:
+        """Executions and their durations; buckets without any are left out, the order is free.
+
+        Raises TooLargeError when there are more groups than ``window.max_groups``.
+        """
+
+    async def errors(self, class_id: str, window: Window, by: By) -> list[Errors]:
+        """Errors and executions, in the same way."""
+
+    async def notebook_summary(self, class_id: str, path: str) -> dict[str, Any]:
+        """The contract's notebook summary (`engine.series.notebook_summary`), of all that is stored."""
 
 
 class LiveUser(Protocol):
@@ -243,6 +289,11 @@ class LiveFeed(Protocol):
 
     def sessions(self, class_id: str, user_id: str) -> tuple[list[SessionRow], set[UUID]]:
         """The live sessions of a student, and the ids of stored ones that are none any more."""
+
+    def class_sessions(
+        self, class_id: str, since: int, limit: int, before: tuple[int, UUID] | None
+    ) -> list[ClassSession]:
+        """The newest live sessions of a class, like `SessionQueries.class_sessions`; perhaps not stored yet."""
 
 
 class Intake(Protocol):

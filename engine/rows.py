@@ -20,10 +20,11 @@ decode_state = msgspec.msgpack.Decoder(UserState).decode
 
 def session_rows(state: UserState) -> list[SessionRow]:
     """Every visible session of a student, as rows."""
-    return [_row(state, session) for session in state.visible_sessions()]
+    return [session_row(state, session) for session in state.visible_sessions()]
 
 
-def _row(state: UserState, session: Session) -> SessionRow:
+def session_row(state: UserState, session: Session) -> SessionRow:
+    """A session of this student, as a row."""
     # A session that no client named is known by where it began; "@" keeps it apart from any name.
     name = f"@{session.start}" if session.client is None else f"={session.client}"
     return SessionRow(
@@ -97,7 +98,7 @@ class StoredRows:
         if surplus <= 0 or self._doubt:
             return
         for key, session in sorted(state.sessions.items(), key=lambda item: (item[1].end, item[1].start))[:surplus]:
-            row = _row(state, session)
+            row = session_row(state, session)
             if self._rows.get((row.id, row.started_at)) == row:
                 state.forget(key)
 

@@ -65,6 +65,13 @@ def database(postgres: PostgresServer) -> Iterator[Database]:
 
 
 @pytest.fixture(scope="session")
+def debian_postgres(require_tool: Callable[[str], str]) -> Path:
+    """The programs of the system's PostgreSQL: the wheel's has none that copies a running server."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_basebackup"))
+    return found[-1].parent if found else Path(require_tool("pg_basebackup")).parent
+
+
+@pytest.fixture(scope="session")
 def influx(require_tool: Callable[[str], str]) -> Iterator[InfluxServer]:
     """One InfluxDB 1.x for the whole run. A test that stops or kills a server makes one of its own."""
     with InfluxServer(require_tool("influxd")) as server:

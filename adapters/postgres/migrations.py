@@ -11,6 +11,8 @@ import trio
 from adapters.asyncio_bridge import Connection
 from engine.errors import StoreRefusedError
 
+from .roles import missing_roles
+
 _DIRECTORY: Final = Path(__file__).parent / "migrations"
 _NAME: Final = re.compile(r"(\d{4})_(\w+)\.sql")
 # Any constant would do; it is what two programs that migrate the same database agree on.
@@ -56,6 +58,10 @@ async def migrate(connection: Connection, *, apply: bool) -> None:
             "checksum text not null, applied_at timestamptz not null default now())"
         )
         await _migrate(connection, apply=apply)
+        if apply:
+            await connection.execute("call guard_tables()")
+            if missing := await missing_roles(connection):
+                log.warning("roles are missing, see docs/operations.md", roles=missing)
     finally:
         if not connection.closed:
             await connection.fetch("select pg_advisory_unlock($1)", _LOCK)

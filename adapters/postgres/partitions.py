@@ -54,11 +54,21 @@ async def make_months(connection: Connection, months: Iterable[Month]) -> None:
             name = _name(table, month)
             if (await connection.fetch("select to_regclass($1) is null", name))[0][0]:
                 try:
-                    await connection.execute(
-                        f"create table if not exists {name} partition of {table} for values {_span(month)}"
-                    )
+                    async with connection.transaction():
+                        await connection.execute(
+                            f"create table if not exists {name} partition of {table} for values {_span(month)}"
+                        )
+                        await _close(connection, name)
                 except StoreDataError:  # DEFAULT holds rows of it
                     await _make_of_strays(connection, table, month)
+
+
+async def _close(connection: Connection, partition: str) -> None:
+    """Who names a partition is not asked for the policies of its parent: it has none of its own, so it shows nothing.
+
+    Grants are on the parents only; this holds also when somebody grants every table to a role.
+    """
+    await connection.execute(f"alter table {partition} enable row level security")
 
 
 async def _make_of_strays(connection: Connection, table: str, month: Month) -> None:
@@ -72,6 +82,7 @@ async def _make_of_strays(connection: Connection, table: str, month: Month) -> N
             f"returning *) insert into {name} select * from strays"
         )
         await connection.execute(f"alter table {table} attach partition {name} for values {_span(month)}")
+        await _close(connection, name)
     log.warning("rows moved out of the default partition", partition=name, rows=int(tag.split()[-1]))
 
 

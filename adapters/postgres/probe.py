@@ -12,7 +12,7 @@ from .migrations import migrate, migrations, missing, unwanted
 # What the daemon writes, and with which rights.
 _WRITTEN: Final = (
     "users", "classes", "notebooks", "learning_sessions", "cell_executions", "activity_events", "session_snapshots",
-    "sink_offsets", "dead_letters",
+    "sink_offsets", "dead_letters", "learning_progress", "performance_metrics",
 )  # fmt: skip
 _RIGHTS: Final = ("select", "insert", "update")
 
@@ -22,12 +22,19 @@ class DatabaseCheck:
 
     name = "postgresql"
 
-    def __init__(self, dsn: str, *, clock: WallClock, migrates: bool, writes: bool = True) -> None:
-        """``migrates``: the daemon may bring its schema up to date. ``writes``: it is no replica for reads."""
+    def __init__(
+        self, dsn: str, *, clock: WallClock, migrates: bool, owns: bool = True, writes: bool = True, looks: bool = True
+    ) -> None:
+        """``migrates``: the daemon may bring its schema up to date; ``owns``: with this login.
+
+        ``writes``: it is no replica for reads. ``looks``: the login may see more than students' own rows.
+        """
         self._dsn = dsn
         self._clock = clock
         self._migrates = migrates
+        self._owns = owns
         self._writes = writes
+        self._looks = looks
 
     async def check(self) -> Finding:
         """See `engine.checks.Checkable`."""
@@ -43,11 +50,11 @@ class DatabaseCheck:
         )
         before = self._clock()
         theirs = from_timestamptz((await connection.fetch("select clock_timestamp()"))[0][0])
-        notes, faults = await self._schema(connection)
+        notes, faults = await self._schema(connection) if self._looks else ([], [])
         if self._writes and (read_only := await _read_only(connection, database)):
             faults = [read_only]  # whatever else is amiss, it is not here that it can be mended
         elif self._writes:
-            faults += await _lacking_rights(connection, user, creates=self._migrates)
+            faults += await _lacking_rights(connection, user, creates=self._migrates and self._owns)
         return Finding(
             server=f"PostgreSQL {version.split()[0]}",
             where=without_password(self._dsn),

@@ -19,9 +19,12 @@ from engine.measures import Histograms
 from engine.ports import Flush, Retention, SessionRow, Snapshot, StoredOffsets
 from engine.rows import decode_state
 from engine.session import UserState
+from engine.sharding import Shard
 
+from .identity import Identity, check_identity, read_identity, write_identity
 from .migrations import migrate
 from .partitions import DAY_MS, Month, drop_months, make_months, months_around, months_of, tend_default
+from .roles import become_writer
 from .samples import copy_samples
 
 # Keeps a second daemon off the database for as long as the writer's connection lives.
@@ -50,9 +53,11 @@ Row: TypeAlias = tuple[Any, ...]
 
 
 class PostgresStore:
-    """Holds the writer's connection and one for recovery's reads; each is remade when it is lost."""
+    """Holds the writer's connection and one for recovery's reads; each is remade when it is lost.
 
-    name = "postgresql"
+    The writer's is ``app_writer`` where it can be. Migrations and partitions are the owner's: they go through a
+    connection of their own to ``admin_dsn``, which is there for that while only.
+    """
 
     def __init__(
         self,
@@ -60,13 +65,19 @@ class PostgresStore:
         *,
         apply_migrations: bool,
         clock: WallClock,
+        admin_dsn: Dsn | None = None,
+        shard: Shard = Shard(),  # noqa: B008 - immutable
         times: Histograms | None = None,
         holds_series: bool = True,
     ) -> None:
         """``holds_series``: cell events and samples come here; without, another store has them."""
         self._dsn = dsn
+        self._admin_dsn = dsn if admin_dsn is None else admin_dsn
         self._holds_series = holds_series
         self._times = times
+        self.shard = shard
+        self.name = shard.name("postgresql")
+        self.identity: Identity | None = None  # what the database said when it was opened
         self._apply_migrations = apply_migrations
         self._clock = clock
         self._writer: Connection | None = None
@@ -85,14 +96,31 @@ class PostgresStore:
             connection = await Connection.connect(self._dsn(), self._times)
             try:
                 await _lock(connection)
-                await migrate(connection, apply=self._apply_migrations)
-                self._months = set(months_around(self._clock() // DAY_MS))
-                await make_months(connection, self._months)
+                async with self._owner() as owner:
+                    await migrate(owner, apply=self._apply_migrations)
+                    await self._identify(owner)
+                    self._months = set(months_around(self._clock() // DAY_MS))
+                    await make_months(owner, self._months)
+                await become_writer(connection)
             except BaseException:
                 connection.terminate()
                 raise
             self._known = set()
             self._writer = connection
+
+    async def _identify(self, owner: Connection) -> None:
+        """Prove that this is the database it should be. Raises StoreRefusedError."""
+        found = await read_identity(owner)
+        check_identity(found, self.shard, used=bool(await owner.fetch("select from sink_offsets limit 1")))
+        if self.identity is not None and found != self.identity:
+            raise StoreRefusedError(f"{self.name}: another database answers than at the start")
+        self.identity = found
+
+    async def join(self, set_id: UUID) -> None:
+        """Become one of a set of shards, for good."""
+        self.identity = Identity(set_id, *self.shard)
+        async with self._owner() as owner:
+            await write_identity(owner, self.identity)
 
     @property
     def connections(self) -> int:
@@ -108,6 +136,10 @@ class PostgresStore:
     async def ping(self) -> None:
         """See `engine.ports.Store`."""
         await self._fetch("select 1")
+
+    def groups(self, keys: Iterable[UserKey]) -> list[list[UserKey]]:
+        """See `engine.ports.StateKeeper`."""
+        return [list(keys)]
 
     async def offsets(self, journal_id: UUID) -> StoredOffsets:
         """See `engine.ports.Store`."""
@@ -150,30 +182,38 @@ class PostgresStore:
     async def write(self, flush: Flush) -> None:
         """See `engine.ports.Store`. A connection that fails in it is dropped: its state is not worth guessing."""
         async with self._alone() as connection:
-            await self._ensure_months(connection, flush)
+            await self._ensure_months(flush)
             async with connection.transaction():
                 await self._move_offset(connection, flush)
-                await _copy_rows(connection, flush, cells=self._holds_series)
+                await _copy_rows(connection, flush, self.shard, cells=self._holds_series)
                 await copy_samples(connection, flush.samples)
                 await self._put_states(connection, flush)
                 await _put_dead_letters(connection, flush)
 
     async def tend(self, now: int, retention: Retention) -> int:
-        """See `engine.ports.Store`. On the writer's connection, between two flushes: they cannot block each other."""
-        async with self._alone() as connection:
+        """See `engine.ports.Store`. Between two flushes, in the writer's turn: they cannot block each other."""
+        async with self._writing, self._owner() as owner:
+            self._held()
             months = months_around(now // DAY_MS)
-            await make_months(connection, months)
-            strays = await tend_default(connection)
-            self._months = (self._months | months) - await drop_months(connection, now, retention)
+            await make_months(owner, months)
+            strays = await tend_default(owner)
+            self._months = (self._months | months) - await drop_months(owner, now, retention)
             return strays
+
+    @asynccontextmanager
+    async def _owner(self) -> AsyncIterator[Connection]:
+        """A connection of the tables' owner, for the block."""
+        connection = await Connection.connect(self._admin_dsn(), self._times)
+        try:
+            yield connection
+        finally:
+            await connection.close()
 
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[Connection]:
         """The writer's connection, for one at a time."""
         async with self._writing:
-            connection = self._writer
-            if connection is None or connection.closed:
-                raise StoreUnavailableError("PostgreSQL: the connection was lost")
+            connection = self._held()
             try:
                 yield connection
             except StoreDataError:
@@ -183,13 +223,20 @@ class PostgresStore:
                 connection.terminate()
                 raise
 
-    async def _ensure_months(self, connection: Connection, flush: Flush) -> None:
+    def _held(self) -> Connection:
+        """The writer's connection, and with it the daemon's lock."""
+        if self._writer is None or self._writer.closed:
+            raise StoreUnavailableError("PostgreSQL: the connection was lost")
+        return self._writer
+
+    async def _ensure_months(self, flush: Flush) -> None:
         today = self._clock() // DAY_MS
         days = {today, *(commit.received_at // DAY_MS for commit in flush.commits)}
         started = {row.started_at // DAY_MS for snapshot in flush.snapshots for row in snapshot.sessions}
         missing = months_of(started).union(*map(months_around, days)) - self._months
         if missing:
-            await make_months(connection, missing)
+            async with self._owner() as owner:
+                await make_months(owner, missing)
             self._months |= missing
 
     async def _move_offset(self, connection: Connection, flush: Flush) -> None:
@@ -274,7 +321,8 @@ async def _lock(connection: Connection) -> None:
 async def _put_other_offset(connection: Connection, journal_id: UUID, name: str, seq: int | None) -> None:
     """The offset of a store that cannot keep its own; None: forget it."""
     if seq is None:
-        await connection.execute("delete from sink_offsets where journal_id = $1 and store = $2", journal_id, name)
+        # By a function of the owner's: who writes may not delete.
+        await connection.execute("select forget_offset($1, $2)", journal_id, name)
         return
     await connection.execute(
         "insert into sink_offsets (journal_id, store, seq) values ($1, $2, $3) on conflict (journal_id, store) "
@@ -283,10 +331,10 @@ async def _put_other_offset(connection: Connection, journal_id: UUID, name: str,
     )  # fmt: skip
 
 
-async def _copy_rows(connection: Connection, flush: Flush, *, cells: bool) -> None:
+async def _copy_rows(connection: Connection, flush: Flush, shard: Shard, *, cells: bool) -> None:
     for chunk in _chunks(flush.commits):
         activities: list[Row] = []
-        rows = _cell_rows(chunk, flush.journal_id, activities, cells=cells)
+        rows = _cell_rows(chunk, flush.journal_id, activities, None if shard.size == 1 else shard, cells=cells)
         if cells:
             await connection.copy("cell_executions", _CELL_COLUMNS, rows)
         else:
@@ -311,14 +359,20 @@ def _chunks(commits: list[PackedCommit]) -> Iterator[list[PackedCommit]]:
         yield chunk
 
 
-def _cell_rows(commits: list[PackedCommit], journal_id: UUID, activities: list[Row], *, cells: bool) -> Iterator[Row]:
+def _cell_rows(
+    commits: list[PackedCommit], journal_id: UUID, activities: list[Row], shard: Shard | None, *, cells: bool
+) -> Iterator[Row]:
     """Rows of cell events, made as they are asked for; those of the other events go to ``activities``.
+
+    Only of students that ``shard`` keeps; None: of all.
 
     An event is unpacked, encoded and let go while the processor's cache holds it: that halves what it costs.
     """
     for commit in commits:
         received_at = to_timestamptz(commit.received_at)
         for seq, event in enumerate(commit.unpack().events, commit.first_seq):
+            if shard is not None and not shard.keeps(event.user_id):
+                continue
             if event.event_type in CELL_TYPES:
                 if cells:
                     yield _cell_row(event, seq, received_at, journal_id)
@@ -384,9 +438,8 @@ async def _put_users(connection: Connection, snapshots: list[Snapshot]) -> None:
 async def _put_sessions(connection: Connection, snapshots: list[Snapshot]) -> None:
     moved = [identity for snapshot in snapshots for identity in snapshot.moved]
     if moved:
-        await connection.execute(
-            "delete from learning_sessions using unnest($1::uuid[], $2::timestamptz[]) as gone(id, started_at) "
-            "where learning_sessions.id = gone.id and learning_sessions.started_at = gone.started_at",
+        await connection.fetch(
+            "select forget_sessions($1::uuid[], $2::timestamptz[])",
             [identity for identity, _ in moved],
             [to_timestamptz(started_at) for _, started_at in moved],
         )

@@ -156,15 +156,20 @@ def _grouped(events: Iterable[str], size: int) -> Iterator[list[str]]:
         yield group
 
 
+def data_dir(directory: Path, name: str) -> Path:
+    """Where the daemon of this name has its journal."""
+    return directory / f"daemon-{name}"
+
+
 @contextlib.contextmanager
-def running(database: Database, name: str, directory: Path, core: int) -> Iterator[Daemon]:
-    """The daemon on a fresh database and a fresh data directory; all else at its defaults."""
-    data = directory / f"daemon-{name}"
-    data.mkdir()
+def running(database: Database, name: str, directory: Path, core: int, *, dsn: str | None = None) -> Iterator[Daemon]:
+    """The daemon on its data directory and a fresh database, or on ``dsn``; all else at its defaults."""
+    data = data_dir(directory, name)
+    data.mkdir(exist_ok=True)
     env = {key: value for key, value in os.environ.items() if not key.startswith("CLASSPULSE_")}
     env |= {
         "CLASSPULSE_HTTP__PORT": "0",
-        "CLASSPULSE_POSTGRES__DSN": database.create(name),
+        "CLASSPULSE_POSTGRES__DSN": database.create(name) if dsn is None else dsn,
         "CLASSPULSE_DATA_DIR": str(data),
     }
     for unwanted in ("RUNTIME_DIRECTORY", "STATE_DIRECTORY"):

@@ -88,3 +88,16 @@ def arrivals(users: int, runs: int) -> Iterator[str]:
             rest = user[:-1] + "}" if step == 0 else user + cells[step]
             yield f'{{"eventId":"{prefix}{number:012x}","eventType":"{kind}","eventTime":"{now}",{rest}'
             number += 1
+
+
+def samples(kind: str, users: int, count: int) -> Iterator[str]:
+    """Events of one kind: ``ran``, ``failed``, or ``opened`` (a notebook); users and cells take turns."""
+    prefix = new_run()
+    cells = [cell for cell in cell_fragments() if ('"hasError":true' in cell) == (kind == "failed")]
+    who = user_fragments(users)
+    name = "notebook_opened" if kind == "opened" else "cell_executed"
+    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    for number in range(count):
+        user = who[number % users]
+        rest = user[:-1] + "}" if kind == "opened" else user + cells[number // users % len(cells)]
+        yield f'{{"eventId":"{prefix}{number:012x}","eventType":"{name}","eventTime":"{now}",{rest}'

@@ -8,7 +8,7 @@ import trio
 from actors import states as states_module
 from actors.recovery import Resume, resume_from
 from adapters.memory import MemoryJournal, MemoryStore
-from engine.errors import StoreRefusedError
+from engine.errors import StoreRefusedError, StoreUnavailableError
 from engine.ports import StoredOffsets
 from tests.actors.world import Clock, World, bare, folded, until
 from tests.adapters.events import NOW, run
@@ -282,3 +282,33 @@ async def test_two_worlds_do_not_share_anything(autojump_clock, nursery):
     await one.all_stored()
     assert other.store.rows == {}
     assert other.router.users == {}
+
+
+class Halves(MemoryStore):
+    """As two shards: students with an initial up to "m", of whom one may be away, and the others."""
+
+    half_away = False
+
+    def groups(self, keys):
+        keys = list(keys)
+        return [half for half in ([k for k in keys if k[1] <= "m"], [k for k in keys if k[1] > "m"]) if half]
+
+    async def snapshots(self, keys):
+        keys = list(keys)
+        if self.half_away and any(user_id <= "m" for _, user_id in keys):
+            raise StoreUnavailableError("half is away")
+        return await super().snapshots(keys)
+
+
+async def test_a_keeper_that_is_away_keeps_only_its_own_students_waiting(autojump_clock, nursery):
+    store = Halves()
+    world = await World(nursery, store=store).start()
+    store.half_away = True
+    events = [run("ann"), run("zoe")]
+    await world.post(*events)
+    await until(lambda: world.router.users["default", "zoe"].settled)
+    assert not world.router.users["default", "ann"].settled
+    await until(lambda: ("default", "zoe") in store.states)
+    store.half_away = False
+    await until(lambda: world.router.users["default", "ann"].settled)
+    await assert_stored_once(world, events)

@@ -5,6 +5,7 @@ from uuid import uuid4
 
 from adapters.memory import MemoryStore
 from adapters.postgres.queries import PostgresQueries
+from adapters.postgres.replicas import ReadPool
 from adapters.postgres.store import PostgresStore
 from engine.event import Commit
 from engine.ports import Flush, Snapshot
@@ -91,7 +92,7 @@ class Postgres:
     def __init__(self, database, **options):
         self._database = database
         self.store = make_store(database, **options)
-        self.queries = PostgresQueries(lambda: database.dsn)
+        self.queries = PostgresQueries(ReadPool(lambda: database.dsn))
 
     async def seqs(self):
         rows = await self._database.query(

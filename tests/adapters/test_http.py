@@ -116,6 +116,7 @@ class Edge:
         application = api(
             self.live,
             MemoryStore(),
+            None,
             health,
             ready=lambda: True,
             metrics=lambda: (b"", "text/plain"),

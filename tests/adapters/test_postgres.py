@@ -15,6 +15,7 @@ from adapters.postgres.migrations import migrate, migrations
 from adapters.postgres.partitions import PARTITIONED, make_months
 from adapters.postgres.probe import migrate_database
 from adapters.postgres.queries import PostgresQueries
+from adapters.postgres.replicas import ReadPool
 from adapters.postgres.store import PostgresStore
 from engine.cohort import NotebookTotals
 from engine.errors import StoreDataError, StoreMisconfiguredError, StoreRefusedError, StoreUnavailableError
@@ -52,11 +53,11 @@ async def refuse(database: Database, rule: str) -> None:
 
 
 async def test_migrating_again_changes_nothing(loop, database):
-    assert await migrate_database(database.dsn) == len(migrations())
+    assert await migrate_database(database.dsn) == migrations()[-1].version
     before = await database.query("select * from schema_migrations")
-    assert await migrate_database(database.dsn) == len(migrations())
+    assert await migrate_database(database.dsn) == migrations()[-1].version
     assert await database.query("select * from schema_migrations") == before
-    assert [row["version"] for row in before] == list(range(1, len(migrations()) + 1))
+    assert [row["version"] for row in before] == [each.version for each in migrations()]
 
 
 async def test_two_that_migrate_at_once_both_succeed(loop, database):
@@ -192,7 +193,8 @@ async def test_a_session_that_crosses_a_month_is_one_row_and_moves_with_its_star
 
 async def test_months_past_their_retention_are_dropped_whole(loop, database, store, feed, capsys):
     async with opened(store):
-        await make_months(store._writer, [(2023, 7), (2023, 8), (2025, 9), (2025, 10)])
+        async with store._owner() as owner:
+            await make_months(owner, [(2023, 7), (2023, 8), (2025, 9), (2025, 10)])
         await store.write(feed.flush(run(time=NOW - 30 * DAY), run()))
         assert await store.tend(NOW, Retention(400, 1200)) == 0  # since 2025-10-14 and 2023-08-06
         kept = {month(days) for days in range(-31, 32)} | {"default", "2025_10"}
@@ -329,7 +331,7 @@ async def test_a_database_that_is_not_there_is_refused(loop, postgres):
 async def test_a_server_that_is_away_is_unavailable(loop):
     dsn = f"postgresql://ann:s3cret@127.0.0.1:{free_port()}/x"
     store = PostgresStore(lambda: dsn, apply_migrations=True, clock=lambda: NOW)
-    queries = PostgresQueries(lambda: dsn)
+    queries = PostgresQueries(ReadPool(lambda: dsn))
     for call in (store.open, store.ping, lambda: queries.user_sessions("ann", "default", None, 10, None)):
         with pytest.raises(StoreUnavailableError) as away:
             await call()
@@ -369,7 +371,7 @@ async def test_a_connection_that_was_killed_is_told_and_made_again(loop, databas
 
 
 async def test_reads_come_back_by_themselves(loop, database, store):
-    queries = PostgresQueries(lambda: database.dsn)
+    queries = PostgresQueries(ReadPool(lambda: database.dsn))
     async with opened(store):
         await store.ping()
         await queries.user_sessions("ann", "default", None, 10, None)
@@ -482,7 +484,7 @@ async def test_any_text_comes_back_as_it_went(loop, database, store, feed):
     }
     (row,) = await database.query("select * from users")
     assert (row["username"], row["display_name"], row["team"]) == (AWKWARD, AWKWARD, AWKWARD)
-    queries = PostgresQueries(lambda: database.dsn)
+    queries = PostgresQueries(ReadPool(lambda: database.dsn))
     (session,) = await queries.user_sessions(AWKWARD, "default", cell.notebook_path, 10, None)
     assert session.client_session == AWKWARD
     await queries.close()

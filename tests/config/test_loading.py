@@ -87,6 +87,15 @@ def test_defaults_are_the_contracts():
         "redis.url": "",
         "redis.url_file": "",
         "redis.max_connections": 20,
+        "postgres.admin_dsn": "",
+        "postgres.admin_dsn_file": "",
+        "postgres.student_dsn": "",
+        "postgres.student_dsn_file": "",
+        "postgres.read_dsns": (),
+        "postgres.read_dsns_file": "",
+        "postgres.max_replica_lag_ms": 1000,
+        "postgres.shards": (),
+        "postgres.shards_file": "",
         "postgres.migrate": True,
         "postgres.flush_interval_ms": 500,
         "postgres.flush_max_events": 5000,
@@ -228,7 +237,17 @@ def test_every_fault_is_told_at_once(toml):
         ("auth.mode", '"Open"', 'auth.mode: expected "open", got "Open"'),
         ("data_dir", '""', 'data_dir: expected a path, got ""'),
         ("http.tls_cert", '"x"', "http.tls_cert: not available in this version"),
-        ("postgres.admin_dsn_file", '"x"', "postgres.admin_dsn_file: not available in this version"),
+        ("http.tls_key_file", '"x"', "http.tls_key_file: not available in this version"),
+        (
+            "postgres.admin_dsn",
+            '"embedded"',
+            "postgres.admin_dsn: expected a postgresql:// URL (the value is not shown)",
+        ),
+        (
+            "postgres.read_dsns",
+            '["postgresql://a/x", "secret"]',
+            "postgres.read_dsns: expected a list of postgresql:// URLs (the value is not shown)",
+        ),
         ("metrics.anything", "1", "metrics.anything: not available in this version"),
         ("port", "1", "port: unknown key; did you mean http.port?"),
         ('"http.port"', "1", '"http.port": unknown key; did you mean http.port?'),
@@ -289,6 +308,42 @@ def test_open_mode_stays_on_loopback_unless_told(host):
     (fault,) = faults(None, environ)
     assert fault.startswith(f'http.host: "{host}" is not a loopback address')
     assert load(None, environ | {"CLASSPULSE_AUTH__ALLOW_OPEN_NETWORK": "true"}).http.host == host
+
+
+@pytest.mark.parametrize(
+    ("keys", "fault"),
+    [
+        (
+            'dsn = "postgresql://a/x"\nshards = ["postgresql://b/x"]',
+            "postgres.dsn: given beside postgres.shards, which stand in its place; keep one",
+        ),
+        (
+            'read_dsns = ["postgresql://a/x"]\nshards = ["postgresql://b/x"]',
+            "postgres.read_dsns: not with postgres.shards, whose queries go to the shards themselves",
+        ),
+        (
+            'shards = ["postgresql://b/x", "postgresql://b/x"]',
+            "postgres.shards: a database is named twice (the value is not shown)",
+        ),
+    ],
+)
+def test_shards_stand_alone(toml, keys, fault):
+    assert faults(toml(f"[postgres]\n{keys}")) == [fault]
+
+
+def test_lists_of_secrets_come_from_files_and_credentials_too_and_are_never_printed(tmp_path, toml):
+    dsns = (f"postgresql://me:{PASSWORD}@a/x", f"postgresql://me:{PASSWORD}@b/x")
+    (tmp_path / "postgres.shards").write_text("\n".join(dsns) + "\n\n")
+    (tmp_path / "postgres.admin_dsn").write_text(dsns[0] + "\n")
+    settings = load(None, {"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    assert settings.postgres.shards == dsns
+    assert settings.postgres.admin_dsn == dsns[0]
+    assert PASSWORD not in repr(settings)
+    assert load(toml(f'postgres.read_dsns_file = "{tmp_path}/postgres.shards"'), {}).postgres.read_dsns == dsns
+    (tmp_path / "postgres.shards").write_text(PASSWORD)
+    (fault,) = faults(None, {"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    assert fault.startswith("postgres.shards: expected a list of postgresql:// URLs")
+    assert PASSWORD not in fault
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost", "LOCALHOST", "::ffff:127.0.0.1"])
@@ -551,7 +606,7 @@ def test_the_example_with_every_key_live_changes_nothing(toml):
     assert len(re.findall(r"^\w+ = ", live, flags=re.MULTILINE)) == len(KEYS)
     path = toml(live.replace('dsn = "embedded"', "# dsn"))
     assert load(path, {}) == load(None, {})
-    assert load(toml(live.replace("dsn_file =", "# dsn_file =")), {}) == load(None, {})
+    assert load(toml(live.replace("\ndsn_file =", "\n# dsn_file =")), {}) == load(None, {})
 
 
 def test_the_example_documents_every_key_with_its_default_unit_and_range():

@@ -95,7 +95,9 @@ def psql(dsn: str, sql: str) -> str:
 class PostgresServer:
     """A server that keeps its port over stops and kills, so that clients find it again."""
 
-    def __init__(self) -> None:
+    def __init__(self, programs: Path | None = None) -> None:
+        """``programs``: the directory of another PostgreSQL's than the wheel's."""
+        self._programs = programs
         self._base = Path(tempfile.mkdtemp(prefix="classpulse-pg-"))
         self._user = unprivileged_user()
         self._process: subprocess.Popen[bytes] | None = None
@@ -134,7 +136,7 @@ class PostgresServer:
         options = [f"-c{key}={value}" for key, value in SETTINGS.items()]
         with (self._base / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [binaries() / "postgres", "-D", self._base / "data", *options],
+                [(self._programs or binaries()) / "postgres", "-D", self._base / "data", *options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -172,17 +174,23 @@ class PostgresServer:
         self._base.chmod(0o755)
         if self._user is not None:
             shutil.chown(self._base, user=self._user)
+        self._make_cluster()
+        with (self._base / "data" / "postgresql.conf").open("a") as settings:
+            settings.write(f"listen_addresses = '127.0.0.1'\nport = {self.port}\n")
+            settings.write(f"unix_socket_directories = '{self._base}'\n")
+
+    def _make_cluster(self) -> None:
+        self._run("initdb", "-D", str(self._base / "data"), *INITDB)
+
+    def _run(self, program: str, *arguments: str) -> None:
         subprocess.run(
-            [str(binaries() / "initdb"), "-D", str(self._base / "data"), *INITDB],
+            [str((self._programs or binaries()) / program), *arguments],
             check=True,
             stdout=subprocess.DEVNULL,
             cwd=self._base,
             user=self._user,
             extra_groups=[] if self._user is not None else None,
         )
-        with (self._base / "data" / "postgresql.conf").open("a") as settings:
-            settings.write(f"listen_addresses = '127.0.0.1'\nport = {self.port}\n")
-            settings.write(f"unix_socket_directories = '{self._base}'\n")
 
     def _answers(self) -> bool:
         command = [binaries() / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]

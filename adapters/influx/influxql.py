@@ -1,0 +1,120 @@
+"""InfluxQL over ``/query``, which InfluxDB 1.x, 2.x and 3.x answer, as rows; errors become ours.
+
+Values that a client chose are bound (``params``, InfluxDB 1.6's documentation, "Bind parameters"), never pasted:
+who writes a statement here puts names and numbers of this program into it, and nothing else.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, TypeAlias
+
+import httpx
+import msgspec
+
+from engine.errors import StoreRefusedError, StoreUnavailableError
+
+# Seconds: until a server that does not answer a connect counts as away; and until a query is given up.
+_CONNECT_S: Final = 5.0
+_PATIENCE_S: Final = 30.0
+_TEXT_SHOWN: Final = 200  # characters of what the server says
+
+_encode: Final = msgspec.json.Encoder().encode
+
+Bound: TypeAlias = Mapping[str, str | int]
+
+
+class _Series(msgspec.Struct, gc=False):
+    columns: list[str]
+    tags: dict[str, str] = {}
+    values: list[list[Any]] = []
+
+
+class _Result(msgspec.Struct, gc=False):
+    series: list[_Series] = []
+    error: str | None = None
+    partial: bool = False
+
+
+class _Answer(msgspec.Struct, gc=False):
+    results: list[_Result] = []
+    error: str | None = None
+
+
+_decode: Final = msgspec.json.Decoder(_Answer).decode
+
+
+class Point(msgspec.Struct, gc=False):
+    """One row of a result: the tags that it was grouped by, its time, and the columns after it."""
+
+    tags: dict[str, str]
+    time: int  # ns since the epoch
+    values: list[Any]
+
+
+class InfluxQl:
+    """One database. ``token``: as ``name:password`` where ``api`` is "v1" (None: the server asks for none)."""
+
+    def __init__(self, url: str, bucket: str, *, token: str | None = None, api: str = "v1") -> None:
+        name, _, password = (token or "").partition(":")
+        basic = api == "v1" and token is not None
+        self._bucket = bucket
+        self._client = httpx.AsyncClient(
+            base_url=url,
+            auth=(name, password) if basic else None,
+            headers={} if basic or token is None else {"authorization": f"Token {token}"},
+            timeout=httpx.Timeout(_PATIENCE_S, connect=_CONNECT_S),
+            trust_env=False,
+        )
+
+    async def query(self, *statements: str, bound: Bound) -> list[list[Point]]:
+        """Run statements; returns the points of each. ``bound``: the values of ``$name`` in them.
+
+        Raises StoreUnavailableError, and StoreRefusedError where trying again is of no use.
+        """
+        form = {
+            "db": self._bucket,
+            "epoch": "ns",
+            "q": ";".join(statements),
+            "params": _encode(bound).decode(),
+        }
+        try:
+            answer = await self._client.post("/query", data=form)
+        except httpx.HTTPError as error:
+            raise StoreUnavailableError(f"InfluxDB is away: {type(error).__name__}") from None
+        results = _results(answer)
+        if len(results) != len(statements):
+            raise StoreUnavailableError("InfluxDB: the answer is not complete")
+        return [list(_points(result)) for result in results]
+
+    async def close(self) -> None:
+        """Let go of the connections."""
+        await self._client.aclose()
+
+
+def _results(answer: httpx.Response) -> list[_Result]:
+    """What the server found. Raises what stands for its errors."""
+    status = answer.status_code
+    try:
+        content = _decode(answer.content)
+    except msgspec.DecodeError:
+        content = _Answer(error=answer.text)
+    if status in (401, 403, 404):
+        raise StoreRefusedError(f"InfluxDB refuses the query ({status}): {_shown(content.error)}")
+    if status != 200 or content.error is not None:
+        raise StoreUnavailableError(f"InfluxDB: {status}: {_shown(content.error)}")
+    for result in content.results:
+        if result.error is not None:
+            kind = StoreRefusedError if "not found" in result.error else StoreUnavailableError
+            raise kind(f"InfluxDB: {_shown(result.error)}")
+        if result.partial:
+            raise StoreUnavailableError("InfluxDB cut the answer short: raise its max-row-limit")
+    return content.results
+
+
+def _points(result: _Result) -> Iterator[Point]:
+    for series in result.series:
+        for time, *values in series.values:
+            yield Point(series.tags, time, values)
+
+
+def _shown(text: str | None) -> str:
+    return " ".join((text or "no reason given").split())[:_TEXT_SHOWN]

@@ -1,0 +1,148 @@
+"""`engine.ports.SeriesQueries` on PostgreSQL: `cell_executions` holds the time series where no InfluxDB does."""
+
+from datetime import timedelta
+from typing import Any, Final, NamedTuple
+
+import trio
+
+from adapters.asyncio_bridge import from_timestamptz, to_timestamptz
+from engine.errors import ClasspulseError, StoreUnavailableError
+from engine.ids import notebook_uuid
+from engine.series import MAX_RUN_MS, Activity, By, CellWork, Errors, Window, notebook_summary, too_many_groups
+
+from .replicas import ReadPool
+
+# A summary asks for two things at once; more would take the server's cores from the writer.
+_CONNECTIONS: Final = 2
+# Seconds until a query is given up. A term of a large class takes a few.
+_PATIENCE_S: Final = 30.0
+
+_FAILED: Final = "(has_error is true or event_type = 'execution_error')"
+_EXECUTED: Final = "event_type = 'cell_executed'"
+_TIMED: Final = f"execution_duration_ms < {MAX_RUN_MS}"
+_IN_WINDOW: Final = "class_id = $1 and event_timestamp >= $2 and event_timestamp < $3"
+_BUCKET: Final = "date_bin($4, event_timestamp, timestamptz 'epoch')"
+_GROUP: Final[dict[By, str]] = {"user_id": "user_id", "notebook_path": "notebook_path", "none": "''"}
+
+# The last run of a cell is the highest by time, then seq, as InfluxDB's timestamps are made; its lowest bit tells
+# whether it succeeded. One aggregate in place of two halves what the grouping costs.
+_LAST_RUN: Final = (
+    "max(((date_part('epoch', event_timestamp) * 1000)::bigint * 1000000 + seq % 1000000) * 2 "
+    f"+ (not {_FAILED})::int::bigint) % 2 = 1"
+)
+_RUNS: Final = (
+    "with runs as (select user_id, cell_index, "  # noqa: S608
+    f"count(*) filter (where {_EXECUTED}) as executions, count(*) filter (where {_FAILED}) as errors, "
+    f"{_LAST_RUN} as done from cell_executions where class_id = $1 and notebook_path = $2 group by 1, 2), "
+    "students as (select count(*) filter (where done and cell_index is not null) as done from runs group by user_id) "
+    "select null as cell_index, done, count(*) as students, 0 as executions, 0 as errors from students group by done "
+    "union all select cell_index, null, count(*), sum(executions)::bigint, sum(errors)::bigint from runs "
+    "where cell_index is not null group by cell_index"
+)
+_MEDIANS: Final = (
+    "select cell_index, percentile_cont(0.5) within group (order by execution_duration_ms) from cell_executions "  # noqa: S608
+    f"where class_id = $1 and notebook_path = $2 and {_EXECUTED} and {_TIMED} "
+    "and cell_index is not null group by 1"
+)
+_DURATIONS: Final = (
+    "select cell_index, execution_duration_ms, count(*) from cell_executions "  # noqa: S608
+    f"where class_id = $1 and notebook_path = $2 and {_EXECUTED} and {_TIMED} "
+    "and cell_index is not null group by 1, 2"
+)
+
+
+class NotebookParts(NamedTuple):
+    """What one database knows of a notebook; several can be put together."""
+
+    done: dict[int, int]  # see `engine.series.notebook_summary`
+    cells: list[CellWork]  # without medians
+    durations: list[tuple[int, float, int]]  # (cell_index, ms, how many took so long)
+    total: int
+
+
+class PostgresSeries:
+    """On connections that reads share; it leaves some of them to pages of sessions, which may not wait as long."""
+
+    def __init__(self, reads: ReadPool) -> None:
+        self._reads = reads
+        self._turn = trio.Semaphore(_CONNECTIONS)
+
+    async def activity(self, class_id: str, window: Window, by: By) -> list[Activity]:
+        """See `engine.ports.SeriesQueries`."""
+        rows = await self._grouped(
+            class_id,
+            window,
+            by,
+            _EXECUTED,
+            f"count(*), count(*) filter (where {_TIMED}), sum(execution_duration_ms) filter (where {_TIMED})",
+        )
+        return [Activity(row[0], from_timestamptz(row[1]), row[2], row[3], row[4] or 0.0) for row in rows]
+
+    async def errors(self, class_id: str, window: Window, by: By) -> list[Errors]:
+        """See `engine.ports.SeriesQueries`."""
+        counts = f"count(*) filter (where {_EXECUTED}), count(*) filter (where {_FAILED})"
+        rows = await self._grouped(class_id, window, by, "true", counts)
+        return [Errors(row[0], from_timestamptz(row[1]), row[2], row[3]) for row in rows]
+
+    async def notebook_summary(self, class_id: str, path: str) -> dict[str, Any]:
+        """See `engine.ports.SeriesQueries`."""
+        runs, halves = await self._fetch_both(_RUNS, _MEDIANS, class_id, path)
+        medians = {row[0]: row[1] for row in halves}
+        done = {row[1]: row[2] for row in runs if row[0] is None}
+        cells = [CellWork(row[0], row[2], row[3], row[4], medians.get(row[0])) for row in runs if row[0] is not None]
+        return notebook_summary(done, cells, await self.total_cells(class_id, path))
+
+    async def notebook_parts(self, class_id: str, path: str) -> NotebookParts:
+        """The same for several databases that hold a class together: medians cannot be made of medians."""
+        runs, durations = await self._fetch_both(_RUNS, _DURATIONS, class_id, path)
+        return NotebookParts(
+            {row[1]: row[2] for row in runs if row[0] is None},
+            [CellWork(row[0], row[2], row[3], row[4], None) for row in runs if row[0] is not None],
+            [(row[0], row[1], row[2]) for row in durations],
+            await self.total_cells(class_id, path),
+        )
+
+    async def total_cells(self, class_id: str, path: str) -> int:
+        """How many cells a notebook has, as the table `notebooks` knows; 0: it does not."""
+        rows = await self._fetch("select cell_count from notebooks where id = $1", notebook_uuid(class_id, path))
+        return (rows[0][0] or 0) if rows else 0
+
+    async def _grouped(self, class_id: str, window: Window, by: By, where: str, counts: str) -> list[Any]:
+        limit = window.max_groups * len(window.starts)
+        rows = await self._fetch(
+            f"select {_GROUP[by]}, {_BUCKET}, {counts} from cell_executions "  # noqa: S608
+            f"where {_IN_WINDOW} and {where} group by 1, 2 limit $5",
+            class_id,
+            to_timestamptz(window.start),
+            to_timestamptz(window.end),
+            timedelta(milliseconds=window.every),
+            limit + 1,
+        )
+        if len(rows) > limit:
+            raise too_many_groups(window)
+        return rows
+
+    async def _fetch_both(self, first: str, second: str, *args: Any) -> tuple[list[Any], list[Any]]:
+        """Two queries at once. Neither runs in parallel for all of its way, and the server has more than one core."""
+        found: dict[str, list[Any]] = {}
+        faults: list[ClasspulseError] = []
+
+        async def fetch(query: str) -> None:
+            try:
+                found[query] = await self._fetch(query, *args)
+            except ClasspulseError as fault:
+                faults.append(fault)
+                nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fetch, first)
+            nursery.start_soon(fetch, second)
+        if faults:
+            raise faults[0]
+        return found[first], found[second]
+
+    async def _fetch(self, query: str, *args: Any) -> list[Any]:
+        async with self._turn:
+            with trio.move_on_after(_PATIENCE_S):
+                return await self._reads.fetch(query, *args)
+        raise StoreUnavailableError(f"PostgreSQL: the query took longer than {_PATIENCE_S:.0f} s: ask for less")
