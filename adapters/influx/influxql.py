@@ -15,6 +15,7 @@ from engine.errors import StoreRefusedError, StoreUnavailableError
 # Seconds: until a server that does not answer a connect counts as away; and until a query is given up.
 _CONNECT_S: Final = 5.0
 _PATIENCE_S: Final = 30.0
+_NOT_EXECUTED: Final = "not executed"
 _TEXT_SHOWN: Final = 200  # characters of what the server says
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -80,7 +81,13 @@ class InfluxQl:
             answer = await self._client.post("/query", data=form)
         except httpx.HTTPError as error:
             raise StoreUnavailableError(f"InfluxDB is away: {type(error).__name__}") from None
-        results = _results(answer)
+        try:
+            results = _results(answer)
+        except StoreUnavailableError as error:
+            # The fault of the first of several statements is told under this name (InfluxDB 1.6); alone it says more.
+            if len(statements) > 1 and _NOT_EXECUTED in str(error):
+                await self.query(statements[0], bound=bound)
+            raise
         if len(results) != len(statements):
             raise StoreUnavailableError("InfluxDB: the answer is not complete")
         return [list(_points(result)) for result in results]
@@ -105,8 +112,8 @@ def _results(answer: httpx.Response) -> list[_Result]:
         if result.error is not None:
             kind = StoreRefusedError if "not found" in result.error else StoreUnavailableError
             raise kind(f"InfluxDB: {_shown(result.error)}")
-        if result.partial:
-            raise StoreUnavailableError("InfluxDB cut the answer short: raise its max-row-limit")
+    if any(result.partial for result in content.results):
+        raise StoreUnavailableError("InfluxDB cut the answer short: raise its max-row-limit")
     return content.results
 
 
