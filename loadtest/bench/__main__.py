@@ -16,10 +16,11 @@ from pathlib import Path
 from statistics import median
 from types import FrameType
 
-from loadtest.bench import database, measures, report
+from loadtest.bench import database, measures, queries, report
 from loadtest.bench.processes import ROOT, BenchError, claim_cores, need
 
 ROWS = ("single", "batch", "users")
+ON_DEMAND = ("floor", "series")
 
 
 def main() -> int:
@@ -51,12 +52,12 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seconds", type=float, default=8, help="length of a measurement (default 8)")
     parser.add_argument("--rounds", type=int, default=1, help="daemon figures a row, medians are reported (default 1)")
-    parser.add_argument("--only", default=",".join(ROWS), help="rows: single,batch,users; or floor")
+    parser.add_argument("--only", default=",".join(ROWS), help="rows: single,batch,users; or floor, series")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument("--keep", action="store_true", help="keep logs and data, and say where")
     arguments = parser.parse_args()
     arguments.only = arguments.only.split(",")
-    if unknown := set(arguments.only) - {*ROWS, "floor"}:
+    if unknown := set(arguments.only) - {*ROWS, *ON_DEMAND}:
         parser.error(f"--only: unknown row {', '.join(sorted(unknown))}")
     if arguments.seconds < 2 or arguments.rounds < 1:
         parser.error("--seconds must be at least 2, --rounds at least 1")
@@ -86,6 +87,8 @@ def _run(arguments: argparse.Namespace) -> tuple[dict[str, str], list[report.Row
             rows.append(measures.batch(bench, single_rate))
         if "users" in arguments.only:
             rows.append(measures.users(bench))
+        if "series" in arguments.only:
+            rows.append(queries.queries(bench))
     return machine, rows
 
 
