@@ -10,9 +10,10 @@ from engine.cohort import NotebookTotals
 from engine.errors import StoreDataError
 from engine.event import Commit, Event, PackedCommit, UserKey
 from engine.faults import reach
-from engine.ports import DeadLetter, Flush, RowStore, Snapshot
+from engine.ports import DeadLetter, Flush, RowStore, Sample, Snapshot
 
 from .mailboxes import Mailboxes
+from .rebuild import leave_letter
 
 Item = TypeVar("Item")
 # The store's word on one event that it will not have, beside which the event becomes a dead letter.
@@ -28,13 +29,16 @@ class Bisection:
     The snapshots' offset moves with the last one.
     """
 
-    def __init__(self, store: RowStore, flush: Flush, floor: int, mailboxes: Mailboxes) -> None:
+    def __init__(self, store: RowStore, flush: Flush, floor: int, mailboxes: Mailboxes, *, keeps_letters: bool) -> None:
+        """``keeps_letters``: dead letters go into the store itself; else to the one that keeps them."""
         self._store = store
+        self._keeps_letters = keeps_letters
         self._flush = flush
         # Of one part: nothing, and the snapshots' offset where it was.
         self._empty = msgspec.structs.replace(
-            flush, after=flush.upto, commits=[], snapshots=[], snapshot_floor=floor, notebooks=[], dead_letters=[]
-        )
+            flush, after=flush.upto, commits=[], snapshots=[], snapshot_floor=floor, notebooks=[], dead_letters=[],
+            samples=[], offsets={},
+        )  # fmt: skip
         self._mailboxes = mailboxes
         self.refused: set[UserKey] = set()  # students whose state the store would not have
 
@@ -45,7 +49,10 @@ class Bisection:
         await _halve(flush.notebooks, self._write_notebooks, self._drop)
         await _halve(flush.snapshots, self._write_snapshots, self._drop_snapshot)
         await _halve(flush.dead_letters, self._write_letters, self._drop)
-        await self._store.write(msgspec.structs.replace(self._empty, snapshot_floor=flush.snapshot_floor))
+        await _halve(flush.samples, self._write_samples, self._drop)
+        await self._store.write(
+            msgspec.structs.replace(self._empty, snapshot_floor=flush.snapshot_floor, offsets=flush.offsets)
+        )
 
     async def _write_rows(self, rows: list[PackedCommit]) -> None:
         await self._store.write(
@@ -56,6 +63,9 @@ class Bisection:
         event: Event = row.unpack().events[0]
         log.error("event could not be stored", seq=row.first_seq, event_type=event.event_type, error_type=error.kind)
         letter = DeadLetter(row.first_seq, event, error.kind, f"{_PLACE}:{self._store.name}")
+        if not self._keeps_letters:
+            leave_letter(self._mailboxes, letter)
+            return
         over = msgspec.structs.replace(self._empty, after=row.first_seq - 1, upto=row.first_seq)
         try:
             await self._store.write(msgspec.structs.replace(over, dead_letters=[letter]))
@@ -71,6 +81,9 @@ class Bisection:
 
     async def _write_letters(self, letters: list[DeadLetter]) -> None:
         await self._store.write(msgspec.structs.replace(self._empty, dead_letters=letters))
+
+    async def _write_samples(self, samples: list[Sample]) -> None:
+        await self._store.write(msgspec.structs.replace(self._empty, samples=samples))
 
     async def _drop_snapshot(self, snapshot: Snapshot, error: StoreDataError) -> None:
         self.refused.add(snapshot.key)

@@ -1,7 +1,9 @@
 """Mailboxes of actors: one that keeps its order and is bounded, and two that keep only the latest of each key."""
 
+import math
 from collections import deque
 from collections.abc import Awaitable, Hashable
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import trio
@@ -67,11 +69,12 @@ class Mailbox(Generic[Message]):
 
 
 class ConflatingMailbox(Generic[Key, Message]):
-    """It can never be full: a newer message replaces the older of its key."""
+    """It can never be full: a newer message replaces the older of its key. Past ``capacity`` keys the oldest goes."""
 
-    def __init__(self) -> None:
+    def __init__(self, capacity: float = math.inf) -> None:
         self._slots: dict[Key, Message] = {}
         self._filled = trio.Event()
+        self._capacity = capacity
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -81,6 +84,21 @@ class ConflatingMailbox(Generic[Key, Message]):
         if not self._slots:
             self._filled.set()
         self._slots[key] = message
+        if len(self._slots) > self._capacity:
+            del self._slots[next(iter(self._slots))]
+
+    def put_back(self, messages: dict[Key, Message]) -> None:
+        """Messages that were taken wait again, where no newer one of their key came."""
+        for key, message in messages.items():
+            if key not in self._slots:
+                self.put(key, message)
+
+    def take(self, limit: int) -> dict[Key, Message]:
+        """Up to ``limit`` of what waits, oldest key first."""
+        if len(self._slots) <= limit:
+            return self.take_all()
+        keys = list(islice(self._slots, limit))
+        return {key: self._slots.pop(key) for key in keys}
 
     def take_all(self) -> dict[Key, Message]:
         """Everything that waits, oldest key first."""

@@ -1,13 +1,13 @@
 """The conflating mailboxes between the actors. Each holds one slot, or the newest, of a key; none fills by repeats."""
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import structlog
 
 from engine.alerts import Alert
 from engine.cohort import NotebookTotals
 from engine.event import UserKey
-from engine.ports import DeadLetter
+from engine.ports import DeadLetter, Sample
 
 from .mailbox import ConflatingMailbox, RecentMailbox
 
@@ -19,6 +19,11 @@ _MAX_OPS: Final = 1000
 
 # Alerts of one class between two looks of the broadcaster: as many events as the journal's queue holds.
 _ALERTS: Final = 20_000
+
+# Samples that wait while the store of time series is away; past them the oldest students' are not written.
+_SAMPLES: Final = 20_000
+
+SampleMailbox: TypeAlias = ConflatingMailbox[tuple[str, str, str], Sample]
 
 log = structlog.get_logger("ops")
 
@@ -39,6 +44,10 @@ class Mailboxes:
         # To the store writer: notebooks (class, path) to be stored, and events (by seq) that could not be applied.
         self.notebooks: ConflatingMailbox[tuple[str, str], NotebookTotals] = ConflatingMailbox()
         self.dead_letters: ConflatingMailbox[int, DeadLetter] = ConflatingMailbox()
+        # To the writer of time series: a student's latest sample of each notebook (class, student, path).
+        self.samples: SampleMailbox = ConflatingMailbox(_SAMPLES)
+        # To the store writer that keeps offsets: how far the stores are that cannot keep theirs; None: forget it.
+        self.offsets: ConflatingMailbox[str, int | None] = ConflatingMailbox()
         # To operators, by (what, class, student or ""): something that a person should look at.
         self.ops: ConflatingMailbox[tuple[str, str, str], str] = ConflatingMailbox()
 

@@ -1,6 +1,6 @@
 """Recovery: from stored snapshots and the journal to live state, at start and for students who come back."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from typing import Final, NamedTuple, TypeAlias
 
@@ -58,6 +58,35 @@ def resume_from(journal: Journal, stored: StoredOffsets, *, accept_gap: bool) ->
     return Resume(max(stored.rows, journal.trimmed_to), max(stored.snapshots, journal.trimmed_to))
 
 
+def resume_follower(journal: Journal, stored: StoredOffsets, follower: str, *, accept_gap: bool) -> int:
+    """Where a store that keeps no offset goes on. Raises StoreRefusedError when events would be missing in it.
+
+    One that was never written to begins where the rows of the other end: what is before, that other one holds.
+    """
+    known = stored.others.get(follower, max(stored.rows, journal.trimmed_to))
+    if known > journal.last_seq:
+        raise StoreRefusedError(
+            f"{follower} holds events up to seq {known} of journal {journal.id}, which ends at {journal.last_seq}: "
+            "data_dir is older than the stores. Restore the newer data_dir, or move the journal away to start a new one"
+        )
+    if known < journal.trimmed_to and not accept_gap:
+        raise StoreRefusedError(
+            f"{follower} lacks events {known + 1} to {journal.trimmed_to} of journal {journal.id}, and the journal no "
+            "longer has them. Start with --accept-gap to go on without them"
+        )
+    return max(known, journal.trimmed_to)
+
+
+def part_with(stored: StoredOffsets, follower: str, *, accept_gap: bool) -> None:
+    """A store is no longer configured. Raises StoreRefusedError when events that were left to it are not in it yet."""
+    known = stored.others[follower]
+    if known < stored.rows and not accept_gap:
+        raise StoreRefusedError(
+            f"{follower} is no longer configured and lacks cell events of seq {known + 1} to {stored.rows}, which no "
+            f"other store has: configure it again until it has them, or start with --accept-gap to go on without them"
+        )
+
+
 class Recovery:
     """Brings the past to the router: once for everything at start, then for each student who is met again."""
 
@@ -72,7 +101,11 @@ class Recovery:
         accept_gap: bool,
         retire_after_ms: int,
         clock: WallClock,
+        followers: Collection[str] = (),
     ) -> None:
+        """``followers``: stores whose offsets the store keeps for them."""
+        self._followers = followers
+        self.resumes: dict[str, int] = {}  # where they go on, once recovery is done
         self._journal = journal
         self._store = store
         self._router = router
@@ -146,6 +179,7 @@ class Recovery:
         reach("recovery.load")
         stored = await self._store.offsets(self._journal.id)
         resume = resume_from(self._journal, stored, accept_gap=self._accept_gap)
+        self._resume_followers(stored)
         for class_id, path, totals in await self._store.notebooks():
             self._router.adopt_notebook(class_id, path, totals)
         recent = await self._store.recent_snapshots(self._clock() - self._retire_after_ms)
@@ -157,6 +191,16 @@ class Recovery:
             if key in firsts:
                 self._dirty.mark(key, firsts[key], actor)
         log.info("recovered", users=len(pasts), replayed_from=resume.snapshots + 1, replayed_to=self._head)
+
+    def _resume_followers(self, stored: StoredOffsets) -> None:
+        """What is decided here goes into the first transaction of the store's writer, before its rows move on."""
+        for follower in self._followers:
+            seq = resume_follower(self._journal, stored, follower, accept_gap=self._accept_gap)
+            self.resumes[follower] = seq
+            self._mailboxes.offsets.put(follower, seq)
+        for follower in stored.others.keys() - set(self._followers):
+            part_with(stored, follower, accept_gap=self._accept_gap)
+            self._mailboxes.offsets.put(follower, None)
 
     async def _replay(self, after: int, pasts: dict[UserKey, Past]) -> dict[UserKey, int]:
         """Apply the journal's ``(after, head]`` to ``pasts``; tells the first seq that each user's snapshot lacked."""

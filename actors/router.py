@@ -185,6 +185,11 @@ class Router:
         actor.adopt(past)
         return actor
 
+    def total_cells(self, class_id: str, path: str) -> int:
+        """Cells of a notebook, as its class knows it; 0: nothing is known."""
+        cohort = self.cohorts.get(class_id)
+        return 0 if cohort is None else cohort.total_cells(path)
+
     def adopt_notebook(self, class_id: str, path: str, totals: NotebookTotals) -> None:
         """A notebook's size, as a store knew it."""
         mine = self.cohort(class_id).notebooks.setdefault(path, NotebookTotals())

@@ -8,11 +8,14 @@ import msgspec
 import structlog
 import trio
 
+from engine.clock import WallClock
 from engine.cohort import NotebookTotals
 from engine.event import UserKey
-from engine.ports import DeadLetter, Flush, Journal, Snapshot, Store
+from engine.ports import DeadLetter, Flush, Journal, Sample, Snapshot, Store
+from engine.samples import TotalCells, samples_of
 from engine.watermark import Watermark
 
+from .mailboxes import SampleMailbox
 from .recovery import Resume, resume_from
 from .session import SessionActor, SessionContext
 
@@ -32,6 +35,8 @@ log = structlog.get_logger("writer")
 class States:
     """`actors.writer.Cargo` of a store that keeps states: it also keeps the offsets, and answers where it is."""
 
+    keeps_states = True
+
     def __init__(
         self,
         journal: Journal,
@@ -39,14 +44,22 @@ class States:
         watermark: Watermark,
         context: SessionContext,
         *,
+        total_cells: TotalCells,
+        clock: WallClock,
+        samples: SampleMailbox | None,
         accept_gap: bool,
     ) -> None:
+        """``samples``: where samples go when this store is not the one that holds time series."""
+        self._total_cells = total_cells
+        self._clock = clock
+        self._elsewhere = samples
         self._journal = journal
         self._store = store
         self._watermark = watermark
         self._dirty = context.dirty
         self._notebooks = context.mailboxes.notebooks
         self._dead_letters = context.mailboxes.dead_letters
+        self._offsets = context.mailboxes.offsets
         self._accept_gap = accept_gap
         self._snapshots = f"{store.name}.snapshots"
         self.names = (store.name, self._snapshots)
@@ -58,8 +71,10 @@ class States:
         # What the flush in hand borrowed.
         self._actors: list[SessionActor] = []
         self._loaded: list[Snapshot] = []
+        self._sampled: list[Sample] = []
         self._taken_notebooks: dict[tuple[str, str], NotebookTotals] = {}
         self._taken_letters: dict[int, DeadLetter] = {}
+        self._taken_offsets: dict[str, int | None] = {}
         self._full = False
 
     async def resume(self) -> int:
@@ -79,33 +94,41 @@ class States:
         )
 
     def take(self, *, beside_rows: bool) -> bool:
-        """Students that are due, and all notebooks and dead letters."""
+        """Students that are due, and all notebooks, dead letters, and offsets of others."""
         limit = _MAX_SNAPSHOTS if beside_rows else _MAX_IDLE_SNAPSHOTS
         self._actors = self._take_actors(limit, self._states_due() if beside_rows else self._watermark.value)
         self._full = len(self._actors) == limit
         self._taken_notebooks = self._notebooks.take_all()
         self._taken_letters = self._dead_letters.take_all()
-        return bool(self._actors or self._taken_notebooks or self._taken_letters)
+        self._taken_offsets = self._offsets.take_all()
+        return bool(self._actors or self._taken_notebooks or self._taken_letters or self._taken_offsets)
 
     def load(self, flush: Flush) -> Flush:
         """The states as they are now."""
         self._loaded = [actor.snapshot() for actor in self._actors]
+        now = self._clock()
+        self._sampled = [
+            sample
+            for actor, snapshot in zip(self._actors, self._loaded, strict=True)
+            for sample in samples_of(actor.state, snapshot.sessions, self._total_cells, now)
+        ]
         return msgspec.structs.replace(
             flush,
             snapshots=self._loaded,
             snapshot_floor=max(int(self.floor), self._dirty.floor(self._watermark.value, with_taken=False)),
             notebooks=[(class_id, path, totals) for (class_id, path), totals in self._taken_notebooks.items()],
             dead_letters=list(self._taken_letters.values()),
+            samples=self._sampled if self._elsewhere is None else [],
+            offsets=self._taken_offsets,
         )
 
     def failed(self) -> None:
         """Everything waits again."""
         for actor in self._dirty.failed():
             actor.unsure()
-        for key, totals in self._taken_notebooks.items():
-            self._notebooks.put(key, totals)
-        for seq, letter in self._taken_letters.items():
-            self._dead_letters.put(seq, letter)
+        self._notebooks.put_back(self._taken_notebooks)
+        self._dead_letters.put_back(self._taken_letters)
+        self._offsets.put_back(self._taken_offsets)
 
     def stored(self, flush: Flush, refused: set[UserKey]) -> dict[str, int]:
         """All is committed, but for the states that the store refused."""
@@ -116,8 +139,12 @@ class States:
                 actor.unsure()
             else:
                 actor.stored(snapshot.profile)
+        if self._elsewhere is not None:
+            for sample in self._sampled:
+                self._elsewhere.put((sample.class_id, sample.user_id, sample.notebook_path), sample)
         self.floor = flush.snapshot_floor
-        return {self._store.name: flush.upto, self._snapshots: flush.snapshot_floor}
+        others = {name: seq for name, seq in flush.offsets.items() if seq is not None}
+        return others | {self._store.name: flush.upto, self._snapshots: flush.snapshot_floor}
 
     @property
     def more(self) -> bool:

@@ -3,6 +3,7 @@
 It runs behind everything: a store that is away or slow costs disk, never an answer and never memory.
 """
 
+import random
 from enum import Enum
 from typing import Any, Final, Protocol
 
@@ -21,8 +22,11 @@ from .mailboxes import Mailboxes
 from .recovery import Recovery
 from .trimming import Trimming
 
-# Between two tries to reach a store that is away, in seconds.
-_RETRY_S: Final = 0.5
+# Between two tries to reach a store that is away, in seconds: doubling, each shortened by chance to no less than this
+# part. The last is short enough that a store which returns is seen before anybody wonders.
+_FIRST_S: Final = 0.5
+_LAST_S: Final = 5.0
+_JITTER: Final = 0.5
 
 log = structlog.get_logger("writer")
 
@@ -33,6 +37,10 @@ class Cargo(Protocol):
     @property
     def names(self) -> tuple[str, ...]:
         """Of the offsets that this store is known by, as `Trimming` and the database have them."""
+
+    @property
+    def keeps_states(self) -> bool:
+        """Whether its store is the one that keeps states, dead letters and offsets, and that recovery reads."""
 
     @property
     def floor(self) -> float:
@@ -51,7 +59,7 @@ class Cargo(Protocol):
         """The flush did not go through, or nobody knows."""
 
     def stored(self, flush: Flush, refused: set[UserKey]) -> dict[str, int]:
-        """It went through, without the states of ``refused``; returns the offsets that are committed with it."""
+        """It went through, without the states of ``refused``; returns the offsets that are committed for good."""
 
     @property
     def more(self) -> bool:
@@ -97,6 +105,8 @@ class StoreWriter:
         self.offset = journal.trimmed_to
         self.flush_times = Histogram()
         self._fault: str | None = "not reached yet"
+        self._wait = _FIRST_S  # seconds before the next try
+        self._asked = 0.0  # seconds that the store itself asked to be left alone
         self._scope = trio.CancelScope()
         trimming.expect(*cargo.names)
 
@@ -109,7 +119,8 @@ class StoreWriter:
     def health(self) -> dict[str, Any]:
         """For `/api/v1/health`."""
         refused = self._recovery.refused
-        fault = (self._recovery.fault or self._fault) if refused is None else str(refused)
+        before = self._recovery.fault if self._cargo.keeps_states or not self._recovery.done.is_set() else None
+        fault = (before or self._fault) if refused is None else str(refused)
         facts: dict[str, Any] = {
             "status": "healthy" if fault is None else "unhealthy",
             "lag_events": self.lag,
@@ -131,7 +142,8 @@ class StoreWriter:
             while not await self._attempt():
                 if self._finishing.is_set():
                     return
-                await trio.sleep(_RETRY_S)
+                await trio.sleep(max(self._asked, self._wait * random.uniform(_JITTER, 1)))  # noqa: S311 - not a secret
+                self._wait = min(self._wait * 2, _LAST_S)
 
     async def _attempt(self) -> bool:
         """Serve while the store is there; tells whether all is done."""
@@ -143,9 +155,10 @@ class StoreWriter:
             self._fault = None
             await self._serve()
         except (StoreUnavailableError, StoreRefusedError) as error:
-            if self._fault is None:
+            if self._fault != str(error):
                 log.warning("store is away; events stay in the journal", store=self.name, reason=str(error))
             self._fault = str(error)
+            self._asked = getattr(error, "retry_after_s", None) or 0.0
             return False
         return True
 
@@ -179,10 +192,12 @@ class StoreWriter:
             self._cargo.failed()
             raise
         self.flush_times.observe(trio.current_time() - began)
+        self._wait = _FIRST_S
         committed = self._cargo.stored(flush, refused)
         self.offset = upto
         reach("writer.trim")
-        await self._trimming.report(committed)
+        if committed:
+            await self._trimming.report(committed)
         more = self.offset < self._watermark.value if commits else self._cargo.more
         return Flushed.PART if more else Flushed.ALL
 
@@ -192,7 +207,9 @@ class StoreWriter:
             await self._store.write(flush)
         except StoreDataError as error:
             log.warning("flush refused; it is halved until the bad part is alone", reason=str(error))
-            bisection = Bisection(self._store, flush, int(self._cargo.floor), self._mailboxes)
+            cargo = self._cargo
+            floor = int(cargo.floor) if cargo.keeps_states else 0
+            bisection = Bisection(self._store, flush, floor, self._mailboxes, keeps_letters=cargo.keeps_states)
             await bisection.write()
             return bisection.refused
         return set()

@@ -12,13 +12,14 @@ import trio
 from engine.clock import WallClock
 from engine.cohort import NotebookTotals
 from engine.errors import StoreDataError, StoreUnavailableError, UnavailableError
-from engine.event import Commit, Event, PackedCommit, UserKey
+from engine.event import CELL_TYPES, Commit, Event, PackedCommit, UserKey
 from engine.ports import (
     ClassSession,
     CommitSink,
     DeadLetter,
     Flush,
     Retention,
+    Sample,
     SessionRow,
     Settle,
     Snapshot,
@@ -124,7 +125,8 @@ class MemoryStore:
 
     name = "memory"
 
-    def __init__(self) -> None:
+    def __init__(self, *, holds_series: bool = True) -> None:
+        self._holds_series = holds_series
         self._opened = False
         self.away: str | None = None  # set: every call fails with this
         self.refuses: Callable[[object], bool] = lambda _: False  # of an event, a user's key or a dead letter
@@ -135,6 +137,7 @@ class MemoryStore:
         self.names: dict[str, str] = {}  # by user
         self.totals: dict[tuple[str, str], NotebookTotals] = {}  # by (class, path)
         self.dead_letters: dict[tuple[UUID, int], DeadLetter] = {}  # by (journal, seq)
+        self.samples: list[Sample] = []
         self._offsets: dict[UUID, StoredOffsets] = {}
 
     async def open(self) -> None:
@@ -169,11 +172,16 @@ class MemoryStore:
             (flush.journal_id, seq): event
             for commit in flush.commits
             for seq, event in enumerate(commit.unpack().events, commit.first_seq)
+            if self._holds_series or event.event_type not in CELL_TYPES
         }
         if rows.keys() & self.rows.keys() or not self._holds(flush, rows.values()):
             self._opened = True
             raise StoreDataError("memory", "ValueError")
-        self._offsets[flush.journal_id] = StoredOffsets(flush.upto, flush.snapshot_floor)
+        others = stored.others | flush.offsets
+        self._offsets[flush.journal_id] = StoredOffsets(
+            flush.upto, flush.snapshot_floor, {name: seq for name, seq in others.items() if seq is not None}
+        )
+        self.samples += flush.samples
         self.rows |= rows
         for snapshot in flush.snapshots:
             self._put(snapshot)
@@ -259,3 +267,50 @@ class MemoryStore:
         known = self.totals.get((class_id, path))
         if known is None or totals.highest_index >= known.highest_index:
             self.totals[class_id, path] = msgspec.structs.replace(totals)
+
+
+class MemorySeries:
+    """`engine.ports.RowStore` of time series: what is written again is the same point."""
+
+    name = "series"
+
+    def __init__(self) -> None:
+        self.away: StoreUnavailableError | None = None  # set: every call fails with this
+        self.refuses: Callable[[Event], bool] = lambda _: False
+        self.lose_answer = False  # set: the next `write` commits, and fails
+        self.points: dict[tuple[UUID, int], Event] = {}  # cell events, by (journal, seq)
+        self.written = 0  # points, those that were there already too
+        self.samples: list[Sample] = []
+
+    async def open(self) -> None:
+        """See `engine.ports.RowStore`."""
+        await self._reach()
+
+    async def ping(self) -> None:
+        """See `engine.ports.RowStore`."""
+        await self._reach()
+
+    async def write(self, flush: Flush) -> None:
+        """See `engine.ports.RowStore`. The points that are not refused are there even so."""
+        await self._reach()
+        refused = False
+        for commit in flush.commits:
+            for seq, event in enumerate(commit.unpack().events, commit.first_seq):
+                if event.event_type not in CELL_TYPES:
+                    continue
+                if self.refuses(event):
+                    refused = True
+                    continue
+                self.points[flush.journal_id, seq] = event
+                self.written += 1
+        if refused:
+            raise StoreDataError(self.name, "MalformedLine")
+        self.samples += flush.samples
+        if self.lose_answer:
+            self.lose_answer = False
+            raise StoreUnavailableError("series: the answer was lost")
+
+    async def _reach(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.away is not None:
+            raise self.away

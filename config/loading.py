@@ -41,7 +41,7 @@ def load(path: Path | None, environ: Mapping[str, str], inherited: Collection[st
     sources = _environment(environ, given, faults)
     faults += [_unknown(name, sources.get(name)) for name in given if name not in KEYS]
     given.setdefault("data_dir", environ.get("STATE_DIRECTORY", "").split(":")[0] or "./classpulse-data")
-    _resolve_dsn(environ, given, sources, faults)
+    _resolve_secrets(environ, given, sources, faults)
 
     values = {name: field.default for name, field in KEYS.items() if name not in given}
     for name in KEYS.keys() & given.keys():
@@ -134,26 +134,34 @@ def _parsed(text: str, kind: object) -> object:
         return text
 
 
-def _resolve_dsn(
+def _resolve_secrets(
     environ: Mapping[str, str], given: dict[str, object], sources: dict[str, str], faults: list[str]
 ) -> None:
-    """Take the DSN from its file or the systemd credential. Exactly one source: no password is silently passed over."""
-    found = {"postgres.dsn": ""} if "postgres.dsn" in given else {}
-    file = given.get("postgres.dsn_file")
+    """Take secrets from their files or systemd's credentials. Exactly one source: none is silently passed over."""
+    for name, field in KEYS.items():
+        if field.metadata["rule"].secret:
+            _resolve_secret(name, environ.get("CREDENTIALS_DIRECTORY", ""), given, sources, faults)
+
+
+def _resolve_secret(
+    name: str, credentials: str, given: dict[str, object], sources: dict[str, str], faults: list[str]
+) -> None:
+    found = {name: ""} if name in given else {}
+    file = given.get(f"{name}_file")
     if file and isinstance(file, str) and "\0" not in file:
-        found["postgres.dsn_file"] = file
-    credentials = environ.get("CREDENTIALS_DIRECTORY", "")
-    if credentials and os.path.lexists(credential := f"{credentials}/postgres.dsn"):
-        found["the systemd credential postgres.dsn"] = credential
+        found[f"{name}_file"] = file
+    if credentials and os.path.lexists(credential := f"{credentials}/{name}"):
+        found[f"the systemd credential {name}"] = credential
     if len(found) > 1:
-        faults.append(f"postgres.dsn: given more than once ({', '.join(found)}); keep one")
+        faults.append(f"{name}: given more than once ({', '.join(found)}); keep one")
         return
     for label, where in found.items():
         if where:
-            key = label if label in KEYS else "postgres.dsn"
+            key = label if label in KEYS else name
             try:
-                given["postgres.dsn"] = Path(where).read_text(encoding="utf-8").strip()
-                sources["postgres.dsn"] = where
+                text = Path(where).read_text(encoding="utf-8").strip()
+                given[name] = text.split() if KEYS[name].type == tuple[str, ...] else text
+                sources[name] = where
             except OSError as error:
                 faults.append(f"{key}: cannot read {_shown(where)}: {error.strerror or error}")
             except ValueError:
@@ -203,10 +211,30 @@ def _contradictions(values: Mapping[str, Any], inherited: Collection[str]) -> li
             ipaddress.ip_network(text, strict=False)
         except ValueError:
             faults.append(f"http.trusted_proxies: {_shown(text)} is not an IP address or network")
+    faults += _influx_contradictions(values)
     for earlier, later in (("idle_after_s", "offline_after_s"), ("offline_after_s", "retire_after_s")):
         low, high = values.get(f"session.{earlier}"), values.get(f"session.{later}")
         if low is not None and high is not None and low > high:
             faults.append(f"session.{later}: expected at least session.{earlier} ({low:g}), got {high:g}")
+    return faults
+
+
+def _influx_contradictions(values: Mapping[str, Any]) -> list[str]:
+    """What `influxdb.url` needs beside it, and what means nothing without it."""
+    given = {key: values.get(f"influxdb.{key}") for key in ("url", "bucket", "org", "token", "api")}
+    if any(value is None for value in given.values()):
+        return []
+    if not given["url"]:
+        return [
+            f"influxdb.{key}: given without influxdb.url, which says where InfluxDB is"
+            for key in ("bucket", "org", "token")
+            if given[key]
+        ]
+    faults = []
+    if not given["bucket"]:
+        faults.append("influxdb.bucket: expected beside influxdb.url; with api v1 it is database or database/policy")
+    if not given["org"] and given["api"] == "v2":
+        faults.append('influxdb.org: expected beside influxdb.url, unless influxdb.api = "v1"')
     return faults
 
 

@@ -119,6 +119,42 @@ class Postgres:
 
 
 @attrs.frozen(kw_only=True)
+class Influxdb:
+    """Time series, where there is an InfluxDB. Without a url they are in PostgreSQL."""
+
+    url: str = _key(
+        "",
+        "where it listens, such as http://localhost:8086. Empty: none",
+        pattern=rf"|https?://({HOST}|\[[0-9A-Fa-f:.]+\])(:\d{{1,5}})?(/[^\s?#@]*)?",
+        expected="a URL such as http://localhost:8086, without user and password",
+    )
+    token: str = _key(
+        "",
+        "v2: an API token that may write to the bucket; v1: user:password. Empty: none is sent",
+        pattern=r"[\x21-\x7e]*",
+        expected="printable characters without spaces",
+        secret=True,
+    )
+    token_file: str = _key("", "file that holds the token, in its place", pattern=r"[^\0]*", expected="a path")
+    org: str = _key("", "v2: the organization of the bucket; InfluxDB 3 takes any name")
+    bucket: str = _key("", "what points go into; v1: a database, or database/retention policy. Never made by us")
+    api: str = _key(
+        "v2",
+        "v2: /api/v2/write (InfluxDB 2, 3); v1: /write (InfluxDB 1)",
+        pattern="v1|v2",
+        expected='"v1" or "v2"',
+    )
+    flush_interval_ms: int = _key(1000, "longest wait of a point", unit="milliseconds", low=1, high=MAX_WAIT_MS)
+    flush_max_points: int = _key(5000, "most events in one write", unit="points", low=1, high=1_000_000)
+    tags: tuple[str, ...] = _key(
+        ("cell_index",),
+        "what of cell_executions is a tag that need not be one. Without cell_index it is a field",
+        pattern="cell_index",
+        expected='["cell_index"] or []',
+    )
+
+
+@attrs.frozen(kw_only=True)
 class Session:
     """When a silent user counts as what. Whole or decimal numbers."""
 
@@ -171,6 +207,7 @@ class Settings:
     auth: Auth = attrs.field(factory=Auth)
     journal: Journal = attrs.field(factory=Journal)
     postgres: Postgres = attrs.field(factory=Postgres)
+    influxdb: Influxdb = attrs.field(factory=Influxdb)
     session: Session = attrs.field(factory=Session)
     broadcast: Broadcast = attrs.field(factory=Broadcast)
     stuck: Stuck = attrs.field(factory=Stuck)
@@ -195,7 +232,6 @@ KEYS: Final = _fields()
 UNAVAILABLE: Final[dict[str, tuple[str, ...]]] = {
     "http": ("tls_cert", "tls_key"),
     "postgres": ("admin_dsn", "student_dsn", "read_dsns", "shards"),
-    "influxdb": ("url", "token", "org", "bucket", "api", "flush_interval_ms", "flush_max_points"),
     "redis": ("url", "max_connections"),
     "encryption": ("keys",),
     "capture": ("code", "result"),

@@ -17,6 +17,7 @@ from actors.broadcaster import Broadcaster
 from actors.mailboxes import Mailboxes
 from actors.recovery import Recovery
 from actors.router import Router
+from actors.series import Series
 from actors.session import SessionActor, SessionContext
 from actors.states import States
 from actors.supervisor import supervise
@@ -31,6 +32,10 @@ from adapters.http.ingest import Ingest
 from adapters.http.openapi import document
 from adapters.http.parameters import MAX_LIMIT
 from adapters.http.server import HttpServer
+from adapters.influx.influxql import InfluxQl
+from adapters.influx.queries import InfluxSeries
+from adapters.influx.store import InfluxStore
+from adapters.influx.target import Target
 from adapters.journal import SqliteJournal
 from adapters.lock import DirectoryLock
 from adapters.metrics import CONTENT_TYPE, Metrics
@@ -43,13 +48,13 @@ from adapters.watchdog import Watchdog
 from adapters.websocket import StreamEndpoint
 from config import Reloader, Settings
 from config.settings import EMBEDDED
-from engine.catalog import Sources, catalog
+from engine.catalog import Connections, Sources, catalog
 from engine.clock import wall_clock
 from engine.dirty import DirtyUsers
 from engine.errors import ClasspulseError, StartError, flatten
 from engine.health import Health
 from engine.measures import Histograms
-from engine.ports import Retention
+from engine.ports import Retention, RowStore
 from engine.view import Thresholds
 from engine.watermark import Watermark
 
@@ -131,9 +136,11 @@ class App:
                 try:
                     await self._serve(parts, on_ready)
                 finally:
+                    if parts.series is not None:
+                        await parts.series.close()
                     await parts.store.close()
-                    await parts.queries.close()
-                    await parts.series.close()
+                    for each in parts.queries:
+                        await each.close()
                     self._journal.close()
                     if self._embedded is not None:
                         self._embedded.request_stop()
@@ -168,24 +175,27 @@ class App:
         async with trio.open_nursery() as background:
             background.start_soon(supervise, "broadcaster", parts.broadcaster.run)
             background.start_soon(supervise, "upkeep", parts.upkeep.run)
-            async with trio.open_nursery() as writers:
-                async with trio.open_nursery() as core:
-                    await core.start(parts.router.run)
-                    background.start_soon(supervise, "recovery", recovery.run)
-                    await _first_of(recovery.tried, self._stop, seconds=_PATIENCE_S)
-                    if recovery.refused is not None:
-                        raise StartError(str(recovery.refused))
-                    for writer in parts.writers:
-                        writers.start_soon(supervise, f"writer of {writer.name}", writer.run)
-                    core.start_soon(commit_and_route)
-                    if not self._stop.is_set():
-                        await self._serve_edge(parts, on_ready)
-                    recovery.stop()
-                    journal.finish()
-                await recovery.settle_rest()
-                for writer in parts.writers:
-                    writer.finish()
-                writers.cancel_scope.deadline = trio.current_time() + _FLUSH_S
+            async with trio.open_nursery() as keepers:
+                async with trio.open_nursery() as followers:
+                    async with trio.open_nursery() as core:
+                        await core.start(parts.router.run)
+                        background.start_soon(supervise, "recovery", recovery.run)
+                        await _first_of(recovery.tried, self._stop, seconds=_PATIENCE_S)
+                        if recovery.refused is not None:
+                            raise StartError(str(recovery.refused))
+                        for nursery, writers in ((keepers, parts.keepers), (followers, parts.followers)):
+                            for writer in writers:
+                                nursery.start_soon(supervise, f"writer of {writer.name}", writer.run)
+                        core.start_soon(commit_and_route)
+                        if not self._stop.is_set():
+                            await self._serve_edge(parts, on_ready)
+                        recovery.stop()
+                        journal.finish()
+                    await recovery.settle_rest()
+                    flush_until = trio.current_time() + _FLUSH_S
+                    _finish(parts.followers, followers, flush_until - _FLUSH_S / 2)
+                # Last, so that they take the offsets at which the followers ended.
+                _finish(parts.keepers, keepers, flush_until)
             log.info("flushed", lag_events=parts.lag)
             background.cancel_scope.cancel()
 
@@ -251,14 +261,20 @@ class _Parts(NamedTuple):
 
     router: Router
     recovery: Recovery
-    writers: list[StoreWriter]
+    keepers: list[StoreWriter]  # of stores that keep states and offsets
+    followers: list[StoreWriter]  # of those whose offsets these keep
     broadcaster: Broadcaster
     upkeep: Upkeep
     stream: StreamEndpoint
     server: HttpServer
     store: PostgresStore
-    queries: PostgresQueries
-    series: PostgresSeries
+    series: InfluxStore | None
+    queries: list[PostgresQueries | PostgresSeries | InfluxSeries]
+
+    @property
+    def writers(self) -> list[StoreWriter]:
+        """All of them."""
+        return self.keepers + self.followers
 
     @property
     def lag(self) -> int:
@@ -286,22 +302,47 @@ def _assemble(
         stuck_errors=settings.stuck.consecutive_errors,
     )
     queried, answered = Histograms(), Histograms()
-    store = PostgresStore(dsn, apply_migrations=settings.postgres.migrate, clock=wall_clock, times=queried)
+    series = _series_store(settings, queried)
+    store = PostgresStore(
+        dsn,
+        apply_migrations=settings.postgres.migrate,
+        clock=wall_clock,
+        times=queried,
+        holds_series=series is None,
+    )
     queries = PostgresQueries(dsn, queried)
-    series = PostgresSeries(dsn, queried)
+    charts = PostgresSeries(dsn, queried)
+    points = _points(settings, charts)
     idle_ms = int(settings.session.idle_timeout_s * 1000)
     context = SessionContext(journal.id.hex, idle_ms, dirty, mailboxes, set(), journal, thresholds)
     past = watermark.open(journal.last_seq, 1)  # recovery's share: all that is in the journal already
     limits = Limits(settings.limits.users_per_class, settings.limits.notebooks_per_class)
     router = Router(journal, context, watermark, limits=limits, retire_after_ms=retire_after_ms, clock=wall_clock)
     recovery = Recovery(
-        journal, store, router, context, past, accept_gap=accept_gap, retire_after_ms=retire_after_ms, clock=wall_clock
+        journal,
+        store,
+        router,
+        context,
+        past,
+        accept_gap=accept_gap,
+        retire_after_ms=retire_after_ms,
+        clock=wall_clock,
+        followers=[] if series is None else [series.name],
     )
     trimming = Trimming(journal)
     writer = StoreWriter(
         journal,
         store,
-        States(journal, store, watermark, context, accept_gap=accept_gap),
+        States(
+            journal,
+            store,
+            watermark,
+            context,
+            total_cells=router.total_cells,
+            clock=wall_clock,
+            samples=None if series is None else mailboxes.samples,
+            accept_gap=accept_gap,
+        ),
         trimming,
         watermark,
         mailboxes=mailboxes,
@@ -309,7 +350,23 @@ def _assemble(
         interval_s=settings.postgres.flush_interval_ms / 1000,
         max_events=settings.postgres.flush_max_events,
     )
-    writers = [writer]
+    followers = []
+    if series is not None:
+        influx = settings.influxdb
+        cargo = Series(series.name, mailboxes, recovery, max_samples=influx.flush_max_points)
+        follower = StoreWriter(
+            journal,
+            series,
+            cargo,
+            trimming,
+            watermark,
+            mailboxes=mailboxes,
+            recovery=recovery,
+            interval_s=influx.flush_interval_ms / 1000,
+            max_events=influx.flush_max_points,
+        )
+        followers = [follower]
+    writers = [writer, *followers]
     broadcaster = Broadcaster(
         router,
         mailboxes,
@@ -325,7 +382,10 @@ def _assemble(
         Retention(settings.retention.events_days, settings.retention.sessions_days),
         wall_clock,
     )
-    health = Health(lambda: journal.health, [(store, lambda: writer.health | upkeep.health)])
+    checked: list[tuple[RowStore, Callable[[], dict[str, Any]]]] = [(store, lambda: writer.health | upkeep.health)]
+    if series is not None:
+        checked.append((series, partial(getattr, follower, "health")))
+    health = Health(lambda: journal.health, checked)
     http = settings.http
     own_origin = (http.public_url.rstrip("/").lower(),) if http.public_url else ()
     stream = StreamEndpoint(broadcaster, origins=(*http.cors_origins, *own_origin))
@@ -336,6 +396,9 @@ def _assemble(
         clock=wall_clock,
         times=answered,
     )
+    databases: dict[str, list[Connections]] = {store.name: [store, queries, charts]}
+    if series is not None:
+        databases[series.name] = [series]
     sources = Sources(
         journal,
         ingest,
@@ -343,7 +406,7 @@ def _assemble(
         {each.name: each for each in writers},
         stream,
         mailboxes,
-        {store.name: [store, queries, series]},
+        databases,
         queried,
         answered,
     )
@@ -354,7 +417,7 @@ def _assemble(
             api(
                 broadcaster,
                 queries,
-                series,
+                charts if points is None else points,
                 health,
                 ready=ready,
                 metrics=lambda: (metrics.text(), CONTENT_TYPE),
@@ -378,7 +441,49 @@ def _assemble(
         public_url=http.public_url,
         inherited=manager.sockets,
     )
-    return _Parts(router, recovery, writers, broadcaster, upkeep, stream, server, store, queries, series)
+    reading: list[PostgresQueries | PostgresSeries | InfluxSeries] = [
+        queries,
+        charts,
+        *([] if points is None else [points]),
+    ]
+    return _Parts(router, recovery, [writer], followers, broadcaster, upkeep, stream, server, store, series, reading)
+
+
+def _finish(writers: list[StoreWriter], nursery: trio.Nursery, deadline: float) -> None:
+    for writer in writers:
+        writer.finish()
+    nursery.cancel_scope.deadline = deadline
+
+
+def _series_store(settings: Settings, times: Histograms) -> InfluxStore | None:
+    """Where time series go, if not to PostgreSQL."""
+    influx = settings.influxdb
+    target = _influx_target(settings)
+    if target is None:
+        return None
+    return InfluxStore(target, index_is_tag="cell_index" in influx.tags, clock=wall_clock, times=times)
+
+
+def _points(settings: Settings, postgres: PostgresSeries) -> InfluxSeries | None:
+    """Who reads them there; what notebooks there are PostgreSQL knows all the same."""
+    target = _influx_target(settings)
+    if target is None:
+        return None
+    index_is_tag = "cell_index" in settings.influxdb.tags
+    return InfluxSeries(InfluxQl(target), postgres.total_cells, index_is_tag=index_is_tag)
+
+
+def _influx_target(settings: Settings) -> Target | None:
+    influx = settings.influxdb
+    if not influx.url:
+        return None
+    return Target(
+        url=influx.url.rstrip("/"),
+        token=influx.token,
+        org=influx.org,
+        bucket=influx.bucket,
+        api="v1" if influx.api == "v1" else "v2",
+    )
 
 
 async def _first_of(*events: trio.Event, seconds: float) -> None:
@@ -457,7 +562,17 @@ async def check(settings: Settings, say: Say) -> bool:
         for error in flatten(group):
             say(f"postgresql: {error}")
         well = False
-    say("influxdb: not configured")
+    series = _series_store(settings, Histograms())
+    if series is None:
+        say("influxdb: not configured")
+    else:
+        found = await series.inspect()
+        for fact in found.facts:
+            say(f"influxdb: ok, {fact}")
+        for wrong in found.faults:
+            say(f"influxdb: {wrong}")
+        well = well and not found.faults
+        await series.close()
     say("redis: not configured")
     return well
 

@@ -41,7 +41,14 @@ class UnavailableError(ClasspulseError):
 
 
 class StoreUnavailableError(ClasspulseError):
-    """A store did not answer, or lost its connection; the same call may go through later."""
+    """A store did not answer, or lost its connection; the same call may go through later.
+
+    ``retry_after_s``: it asked not to be called again for so many seconds.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class StoreRefusedError(ClasspulseError):

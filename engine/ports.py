@@ -143,6 +143,13 @@ class Retention(msgspec.Struct, frozen=True, gc=False):
     sessions_days: int
 
 
+class Inspection(NamedTuple):
+    """What a look at a store found: one line a fact, and one a fault that says what to do."""
+
+    facts: list[str]
+    faults: list[str]
+
+
 class RowStore(Protocol):
     """A place that rows end up in.
 

@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 
 # Helpers assert too; told so before they are imported, pytest explains their failures.
-for _helper in ("api", "daemon", "player", "postgres_server", "reckoning", "stored", "subscriber", "waiting", "wire"):
+for _helper in (
+    "api",
+    "daemon",
+    "player",
+    "points",
+    "postgres_server",
+    "reckoning",
+    "stored",
+    "subscriber",
+    "waiting",
+    "wire",
+):
     pytest.register_assert_rewrite(f"tests.e2e.{_helper}")
 
 pytest.register_assert_rewrite("tests.servers")

@@ -12,6 +12,8 @@ import msgspec
 
 from engine.errors import StoreRefusedError, StoreUnavailableError
 
+from .target import Target
+
 # Seconds: until a server that does not answer a connect counts as away; and until a query is given up.
 _CONNECT_S: Final = 5.0
 _PATIENCE_S: Final = 30.0
@@ -52,16 +54,15 @@ class Point(msgspec.Struct, gc=False):
 
 
 class InfluxQl:
-    """One database. ``token``: as ``name:password`` where ``api`` is "v1" (None: the server asks for none)."""
+    """One database of a server."""
 
-    def __init__(self, url: str, bucket: str, *, token: str | None = None, api: str = "v1") -> None:
-        name, _, password = (token or "").partition(":")
-        basic = api == "v1" and token is not None
-        self._bucket = bucket
+    def __init__(self, target: Target) -> None:
+        database, _, policy = target.bucket.partition("/") if target.api == "v1" else (target.bucket, "", "")
+        self._place = {"db": database} | ({"rp": policy} if policy else {})
         self._client = httpx.AsyncClient(
-            base_url=url,
-            auth=(name, password) if basic else None,
-            headers={} if basic or token is None else {"authorization": f"Token {token}"},
+            base_url=target.url,
+            auth=target.authorization,
+            headers=target.headers,
             timeout=httpx.Timeout(_PATIENCE_S, connect=_CONNECT_S),
             trust_env=False,
         )
@@ -72,7 +73,7 @@ class InfluxQl:
         Raises StoreUnavailableError, and StoreRefusedError where trying again is of no use.
         """
         form = {
-            "db": self._bucket,
+            **self._place,
             "epoch": "ns",
             "q": ";".join(statements),
             "params": _encode(bound).decode(),

@@ -19,6 +19,8 @@ KEYS: Final = {
     "cell_executions": "event_timestamp",
     "activity_events": "event_timestamp",
     "learning_sessions": "started_at",
+    "learning_progress": "sampled_at",
+    "performance_metrics": "sampled_at",
 }
 PARTITIONED: Final = tuple(KEYS)
 DAY_MS: Final = 86_400_000

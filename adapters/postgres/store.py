@@ -22,6 +22,7 @@ from engine.session import UserState
 
 from .migrations import migrate
 from .partitions import DAY_MS, Month, drop_months, make_months, months_around, months_of, tend_default
+from .samples import copy_samples
 
 # Keeps a second daemon off the database for as long as the writer's connection lives.
 _DAEMON_LOCK: Final = 0x436C_6173_7370_756C
@@ -53,8 +54,18 @@ class PostgresStore:
 
     name = "postgresql"
 
-    def __init__(self, dsn: Dsn, *, apply_migrations: bool, clock: WallClock, times: Histograms | None = None) -> None:
+    def __init__(
+        self,
+        dsn: Dsn,
+        *,
+        apply_migrations: bool,
+        clock: WallClock,
+        times: Histograms | None = None,
+        holds_series: bool = True,
+    ) -> None:
+        """``holds_series``: cell events and samples come here; without, another store has them."""
         self._dsn = dsn
+        self._holds_series = holds_series
         self._times = times
         self._apply_migrations = apply_migrations
         self._clock = clock
@@ -102,7 +113,7 @@ class PostgresStore:
         """See `engine.ports.Store`."""
         rows = await self._fetch("select store, seq from sink_offsets where journal_id = $1", journal_id)
         seqs = {row[0]: row[1] for row in rows}
-        return StoredOffsets(seqs.get(self.name, 0), seqs.get(f"{self.name}.snapshots", 0))
+        return StoredOffsets(seqs.pop(self.name, 0), seqs.pop(f"{self.name}.snapshots", 0), seqs)
 
     async def snapshots(self, keys: Iterable[UserKey]) -> list[UserState]:
         """See `engine.ports.Store`."""
@@ -142,7 +153,8 @@ class PostgresStore:
             await self._ensure_months(connection, flush)
             async with connection.transaction():
                 await self._move_offset(connection, flush)
-                await _copy_rows(connection, flush)
+                await _copy_rows(connection, flush, cells=self._holds_series)
+                await copy_samples(connection, flush.samples)
                 await self._put_states(connection, flush)
                 await _put_dead_letters(connection, flush)
 
@@ -182,6 +194,8 @@ class PostgresStore:
 
     async def _move_offset(self, connection: Connection, flush: Flush) -> None:
         """The rows' offset moves from where we believe it is, or nothing is written."""
+        for name, seq in flush.offsets.items():
+            await _put_other_offset(connection, flush.journal_id, name, seq)
         tag = await connection.execute(
             "insert into sink_offsets (journal_id, store, seq) values ($1, $2, $3) on conflict (journal_id, store) "
             "do update set seq = excluded.seq, updated_at = now() where sink_offsets.seq <= $4",
@@ -257,10 +271,28 @@ async def _lock(connection: Connection) -> None:
     )
 
 
-async def _copy_rows(connection: Connection, flush: Flush) -> None:
+async def _put_other_offset(connection: Connection, journal_id: UUID, name: str, seq: int | None) -> None:
+    """The offset of a store that cannot keep its own; None: forget it."""
+    if seq is None:
+        await connection.execute("delete from sink_offsets where journal_id = $1 and store = $2", journal_id, name)
+        return
+    await connection.execute(
+        "insert into sink_offsets (journal_id, store, seq) values ($1, $2, $3) on conflict (journal_id, store) "
+        "do update set seq = excluded.seq, updated_at = now()",
+        journal_id, name, seq,
+    )  # fmt: skip
+
+
+async def _copy_rows(connection: Connection, flush: Flush, *, cells: bool) -> None:
     for chunk in _chunks(flush.commits):
         activities: list[Row] = []
-        await connection.copy("cell_executions", _CELL_COLUMNS, _cell_rows(chunk, flush.journal_id, activities))
+        rows = _cell_rows(chunk, flush.journal_id, activities, cells=cells)
+        if cells:
+            await connection.copy("cell_executions", _CELL_COLUMNS, rows)
+        else:
+            for _ in rows:  # there are none; the others are gathered on the way
+                pass
+            await trio.lowlevel.checkpoint()
         if activities:
             await connection.copy("activity_events", _ACTIVITY_COLUMNS, activities)
 
@@ -279,7 +311,7 @@ def _chunks(commits: list[PackedCommit]) -> Iterator[list[PackedCommit]]:
         yield chunk
 
 
-def _cell_rows(commits: list[PackedCommit], journal_id: UUID, activities: list[Row]) -> Iterator[Row]:
+def _cell_rows(commits: list[PackedCommit], journal_id: UUID, activities: list[Row], *, cells: bool) -> Iterator[Row]:
     """Rows of cell events, made as they are asked for; those of the other events go to ``activities``.
 
     An event is unpacked, encoded and let go while the processor's cache holds it: that halves what it costs.
@@ -288,7 +320,8 @@ def _cell_rows(commits: list[PackedCommit], journal_id: UUID, activities: list[R
         received_at = to_timestamptz(commit.received_at)
         for seq, event in enumerate(commit.unpack().events, commit.first_seq):
             if event.event_type in CELL_TYPES:
-                yield _cell_row(event, seq, received_at, journal_id)
+                if cells:
+                    yield _cell_row(event, seq, received_at, journal_id)
             else:
                 activities.append(_activity_row(event, seq, received_at, journal_id))
 

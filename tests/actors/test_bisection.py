@@ -63,7 +63,7 @@ async def test_interrupted_at_any_write_it_goes_on_from_there(autojump_clock, wo
 
     world.store.write = interrupted
     world.store.away = None
-    await trio.sleep(5)
+    await trio.sleep(15)
     world.store.away = None
     if count >= writes and how == "crash":
         world = await world.restart()

@@ -13,6 +13,7 @@ from actors.broadcaster import Broadcaster
 from actors.mailboxes import Mailboxes
 from actors.recovery import Recovery
 from actors.router import Router
+from actors.series import Series
 from actors.session import SessionContext
 from actors.states import States
 from actors.supervisor import supervise
@@ -62,10 +63,11 @@ class NotedMailboxes(Mailboxes):
 class World:
     """`start` it, `crash` it, and start another on the same journal and store."""
 
-    def __init__(self, nursery, *, journal=None, store=None, clock=None, accept_gap=False, limits=LIMITS):
+    def __init__(self, nursery, *, journal=None, store=None, series=None, clock=None, accept_gap=False, limits=LIMITS):
         self.clock = clock or Clock()
         self.journal = journal or MemoryJournal(clock=self.clock)
         self.store = store or MemoryStore()
+        self.series = series
         self._outer = nursery
         self._scope = trio.CancelScope()
         self.mailboxes = NotedMailboxes()
@@ -87,16 +89,38 @@ class World:
             accept_gap=accept_gap,
             retire_after_ms=RETIRE_MS,
             clock=self.clock,
+            followers=[] if series is None else [series.name],
         )
+        trimming = Trimming(self.journal)
         self.writer = StoreWriter(
             self.journal,
             self.store,
-            States(self.journal, self.store, self.watermark, context, accept_gap=accept_gap),
-            Trimming(self.journal),
+            States(
+                self.journal,
+                self.store,
+                self.watermark,
+                context,
+                total_cells=self.router.total_cells,
+                clock=self.clock,
+                samples=None if series is None else self.mailboxes.samples,
+                accept_gap=accept_gap,
+            ),
+            trimming,
             self.watermark,
             mailboxes=self.mailboxes,
             recovery=self.recovery,
             interval_s=0.5,
+            max_events=100,
+        )
+        self.follower = series and StoreWriter(
+            self.journal,
+            series,
+            Series(series.name, self.mailboxes, self.recovery, max_samples=3),
+            trimming,
+            self.watermark,
+            mailboxes=self.mailboxes,
+            recovery=self.recovery,
+            interval_s=1,
             max_events=100,
         )
         self.broadcaster = Broadcaster(
@@ -121,7 +145,7 @@ class World:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.router.run)
                 nursery.start_soon(self.journal.run, self.router.commit)
-                for name in ("recovery", "writer", "broadcaster"):
+                for name in ("recovery", "writer", "broadcaster", *(["follower"] if self.follower else [])):
                     nursery.start_soon(partial(supervise, name, getattr(self, name).run))
                 task_status.started()
 
@@ -132,7 +156,7 @@ class World:
 
     async def restart(self, **settings):
         await self.crash()
-        kept = {"journal": self.journal, "store": self.store, "clock": self.clock}
+        kept = {"journal": self.journal, "store": self.store, "series": self.series, "clock": self.clock}
         return await World(self._outer, **kept | settings).start()
 
     # --- the edge's side

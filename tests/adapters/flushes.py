@@ -56,7 +56,7 @@ class Feed:
         self.seq = commit.last_seq
         return commit
 
-    def flush(self, *events, snapshots=(), notebooks=(), dead_letters=(), floor=0):
+    def flush(self, *events, snapshots=(), notebooks=(), dead_letters=(), floor=0, samples=(), offsets=()):
         after = self.seq
         commits = [self.commit(*events).pack()] if events else []
         return Flush(
@@ -68,12 +68,14 @@ class Feed:
             snapshot_floor=floor,
             notebooks=list(notebooks),
             dead_letters=list(dead_letters),
+            samples=list(samples),
+            offsets=dict(offsets),
         )
 
 
 class Memory:
-    def __init__(self):
-        self.store = self.queries = MemoryStore()
+    def __init__(self, **options):
+        self.store = self.queries = MemoryStore(**options)
 
     async def seqs(self):
         return sorted(seq for _, seq in self.store.rows)
@@ -86,9 +88,9 @@ class Memory:
 
 
 class Postgres:
-    def __init__(self, database):
+    def __init__(self, database, **options):
         self._database = database
-        self.store = make_store(database)
+        self.store = make_store(database, **options)
         self.queries = PostgresQueries(lambda: database.dsn)
 
     async def seqs(self):
@@ -106,8 +108,8 @@ class Postgres:
         await self.store.close()
 
 
-def make_store(database, *, apply_migrations=True, now=NOW):
-    return PostgresStore(lambda: database.dsn, apply_migrations=apply_migrations, clock=lambda: now)
+def make_store(database, *, apply_migrations=True, now=NOW, **options):
+    return PostgresStore(lambda: database.dsn, apply_migrations=apply_migrations, clock=lambda: now, **options)
 
 
 @asynccontextmanager

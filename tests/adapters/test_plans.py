@@ -89,7 +89,7 @@ async def test_no_query_reads_a_large_table_from_end_to_end(filled, monkeypatch)
 
 async def test_the_test_would_see_it(filled, monkeypatch):
     """Without the index of summaries the plan is what the test above refuses."""
-    await in_thread(psql, filled.dsn, "drop index cell_executions_class_id_notebook_path_event_timestamp_idx")
+    await in_thread(psql, filled.dsn, "drop index cell_executions_class_id_notebook_path_idx")
     series = PostgresSeries(lambda: filled.dsn)
     async with planned(filled, monkeypatch) as plans:
         await series.notebook_summary("class3", "lesson3.ipynb")

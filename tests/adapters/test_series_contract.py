@@ -11,6 +11,7 @@ from adapters.asyncio_bridge import open_loop
 from adapters.influx.influxql import InfluxQl
 from adapters.influx.lines import cell_lines
 from adapters.influx.queries import InfluxSeries
+from adapters.influx.target import Target
 from adapters.postgres.series import PostgresSeries
 from engine.cohort import NotebookTotals
 from engine.errors import StoreRefusedError, StoreUnavailableError, TooLargeError
@@ -27,6 +28,10 @@ PATHS = ("a.ipynb", 'dir/it\'s, "b"=1\\2.ipynb')
 # Loud in one language or the other, or both.
 HOSTILE = ("x' or '1'='1", 'x"; drop table cell_executions; --', "$path", "a\\", "a\\' or 1=1", "a\nb", "\\n", "%", "_")
 _numbers = itertools.count(1)
+
+
+def target(url, bucket, token=""):
+    return Target(url=url, bucket=bucket, token=token, api="v1")
 
 
 class InPostgres:
@@ -57,7 +62,7 @@ class InInflux:
             await trio.to_thread.run_sync(self.influx.write, "\n".join(lines))
 
     def series(self):
-        influxql = InfluxQl(self.influx.server.url, self.influx.name)
+        influxql = InfluxQl(target(self.influx.server.url, self.influx.name))
         postgres = PostgresSeries(lambda: self.database.dsn)
 
         async def total_cells(class_id, path):
@@ -66,7 +71,7 @@ class InInflux:
             finally:
                 await postgres.close()
 
-        return InfluxSeries(influxql, total_cells, cell_index_is_tag=self.index_is_tag)
+        return InfluxSeries(influxql, total_cells, index_is_tag=self.index_is_tag)
 
 
 @pytest.fixture(params=["postgres", "influx", "influx-index-field"])
@@ -223,8 +228,8 @@ async def test_an_influxdb_that_is_away_or_refuses_says_which(influx, influx_dat
         await series.close()
         return caught.value
 
-    assert isinstance(await fails(InfluxQl("http://127.0.0.1:1", "x")), StoreUnavailableError)
-    refused = await fails(InfluxQl(influx.url, "not there"))
+    assert isinstance(await fails(InfluxQl(target("http://127.0.0.1:1", "x"))), StoreUnavailableError)
+    refused = await fails(InfluxQl(target(influx.url, "not there")))
     assert isinstance(refused, StoreRefusedError)
     assert "not there" in str(refused)
 
@@ -235,14 +240,14 @@ async def test_an_influxdb_that_wants_a_password(influx):
         database = server.create_database()
 
         async def ask(token):
-            series = InfluxSeries(InfluxQl(server.url, database.name, token=token), None)
+            series = InfluxSeries(InfluxQl(target(server.url, database.name, token)), None)
             try:
                 return await series.activity("default", window, "user_id")
             finally:
                 await series.close()
 
         assert await ask("admin:s3cret") == []
-        for wrong in (None, "admin:wrong"):
+        for wrong in ("", "admin:wrong"):
             with pytest.raises(StoreRefusedError, match="401"):
                 await ask(wrong)
 

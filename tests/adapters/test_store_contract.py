@@ -80,6 +80,32 @@ async def test_a_flush_of_states_alone_leaves_the_rows_offset(store, feed):
     assert len(await store.recent_snapshots(0)) == 2
 
 
+async def test_offsets_of_stores_that_cannot_keep_theirs(store, feed):
+    await store.write(feed.flush(run(), offsets={"influxdb": 0}))
+    await store.write(feed.flush(run(), offsets={"influxdb": 1, "other": 7}))
+    await store.write(feed.flush(run()))
+    assert await store.offsets(feed.journal_id) == StoredOffsets(3, 0, {"influxdb": 1, "other": 7})
+    await store.write(feed.flush(offsets={"influxdb": 3, "other": None}))
+    assert await store.offsets(feed.journal_id) == StoredOffsets(3, 0, {"influxdb": 3})
+    assert await store.offsets(uuid4()) == StoredOffsets(0, 0)
+
+
+@pytest.mark.parametrize("kind", ["postgres", "memory"])
+async def test_cell_events_pass_by_one_that_does_not_hold_series(kind, request, feed):
+    chosen = (
+        Memory(holds_series=False)
+        if kind == "memory"
+        else Postgres(request.getfixturevalue("database"), holds_series=False)
+    )
+    async with open_loop():
+        await chosen.store.open()
+        await chosen.store.write(feed.flush(event(), run(), run(event_type="execution_error"), event()))
+        await chosen.store.write(feed.flush(run()))
+        assert await chosen.seqs() == [1, 4]
+        assert await chosen.store.offsets(feed.journal_id) == StoredOffsets(5, 0)
+        await chosen.close()
+
+
 async def test_the_same_rows_again_are_refused_and_nothing_is_doubled(store, harness, feed):
     student = Student().apply(run())
     flush = feed.flush(run(), run(), snapshots=[student.snapshot()])

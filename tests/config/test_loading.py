@@ -87,6 +87,15 @@ def test_defaults_are_the_contracts():
         "postgres.migrate": True,
         "postgres.flush_interval_ms": 500,
         "postgres.flush_max_events": 5000,
+        "influxdb.url": "",
+        "influxdb.token": "",
+        "influxdb.token_file": "",
+        "influxdb.org": "",
+        "influxdb.bucket": "",
+        "influxdb.api": "v2",
+        "influxdb.flush_interval_ms": 1000,
+        "influxdb.flush_max_points": 5000,
+        "influxdb.tags": ("cell_index",),
         "session.idle_timeout_s": 1800,
         "session.retire_after_s": 3600,
         "session.idle_after_s": 180,
@@ -359,6 +368,50 @@ def test_the_dsn_from_a_file_or_a_credential(tmp_path, toml):
     assert faults(None, both) == [twice.format("postgres.dsn, postgres.dsn_file")]
     assert faults(None, both | credential) == [twice.format(f"postgres.dsn, postgres.dsn_file, {label}")]
     assert faults(toml('postgres.dsn = "embedded"'), credential) == [twice.format(f"postgres.dsn, {label}")]
+
+
+INFLUX = '[influxdb]\nurl = "http://db:8086"\n'
+
+
+def test_influxdb(toml, tmp_path):
+    v1 = load(toml(INFLUX + f'api = "v1"\nbucket = "pulse/month"\ntoken = "me:{PASSWORD}"\ntags = []'), {}).influxdb
+    assert (v1.url, v1.api, v1.bucket, v1.token, v1.tags) == (
+        "http://db:8086",
+        "v1",
+        "pulse/month",
+        f"me:{PASSWORD}",
+        (),
+    )
+    assert PASSWORD not in repr(v1)
+    (tmp_path / "influxdb.token").write_text(f"{PASSWORD}\n")
+    both = toml(INFLUX + 'org = "o"\nbucket = "b"')
+    assert load(both, {"CREDENTIALS_DIRECTORY": str(tmp_path)}).influxdb.token == PASSWORD
+    in_file = {"CLASSPULSE_INFLUXDB__TOKEN_FILE": str(tmp_path / "influxdb.token")}
+    assert load(both, in_file).influxdb.token == PASSWORD
+    assert faults(both, in_file | {"CLASSPULSE_INFLUXDB__TOKEN": "x"}) == [
+        "influxdb.token: given more than once (influxdb.token, influxdb.token_file); keep one"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (INFLUX + 'api = "v1"', ["influxdb.bucket: expected beside influxdb.url; with api v1 it is database or database/policy"]),
+        (INFLUX + 'bucket = "b"', ['influxdb.org: expected beside influxdb.url, unless influxdb.api = "v1"']),
+        ('[influxdb]\nbucket = "b"', ["influxdb.bucket: given without influxdb.url, which says where InfluxDB is"]),
+        (f'[influxdb]\ntoken = "{PASSWORD}"', ["influxdb.token: given without influxdb.url, which says where InfluxDB is"]),
+        ('[influxdb]\napi = "v3"', ['influxdb.api: expected "v1" or "v2", got "v3"']),
+        ('[influxdb]\ntags = ["user_id"]', ['influxdb.tags: expected ["cell_index"] or [], got ["user_id"]']),
+        ('[influxdb]\nurl = "db:8086"',
+         ['influxdb.url: expected a URL such as http://localhost:8086, without user and password, got "db:8086"']),
+        ('[influxdb]\nurl = "http://me:x@db"',
+         ['influxdb.url: expected a URL such as http://localhost:8086, without user and password, got "http://me:x@db"']),
+        (f'[influxdb]\ntoken = "{PASSWORD} x"',
+         ["influxdb.token: expected printable characters without spaces (the value is not shown)"]),
+    ],
+)  # fmt: skip
+def test_faults_of_influxdb(toml, text, expected):
+    assert faults(toml(text)) == expected
 
 
 def test_a_bad_secret_file(tmp_path):

@@ -73,17 +73,17 @@ class Api:
         answer = await self.call("GET", "/api/v1/health")
         return answer.status, answer.json()
 
-    async def lag(self) -> int:
-        """Events that are durable and not yet in PostgreSQL."""
+    async def lag(self, store: str = "postgresql") -> int:
+        """Events that are durable and not yet in a store."""
         _, health = await self.health()
-        lag: int = health["checks"]["postgresql"]["lag_events"]
+        lag: int = health["checks"][store]["lag_events"]
         return lag
 
-    async def wait_flushed(self, within: float = 30) -> None:
-        """Return once PostgreSQL holds everything that was acknowledged before the call."""
+    async def wait_flushed(self, within: float = 30, store: str = "postgresql") -> None:
+        """Return once a store holds everything that was acknowledged before the call."""
 
         async def flushed() -> bool:
-            return await self.lag() == 0
+            return await self.lag(store) == 0
 
         await eventually(flushed, within=within, what="lag_events == 0")
 

@@ -12,7 +12,7 @@ from engine.event import Event
 from tests.adapters.series_oracle import SeriesOracle, assert_like
 from tests.e2e.api import Api
 from tests.e2e.daemon import Daemon, in_thread
-from tests.e2e.postgres_server import PostgresServer
+from tests.e2e.postgres_server import PostgresServer, free_port
 from tests.e2e.samples import activity, run
 from tests.e2e.waiting import eventually
 
@@ -197,7 +197,52 @@ async def test_a_session_that_began_earlier_after_all_is_told_once(api, class_id
     assert await pages(api, class_id, 10, "90m") == []
 
 
-# A store that is away
+# With InfluxDB
+
+
+@pytest.mark.parametrize("tags", ['["cell_index"]', "[]"])
+async def test_where_influxdb_has_the_events_the_answers_are_the_same(
+    class_id, database, influx_database, data_dir, tags
+):
+    settings = {
+        "INFLUXDB__URL": influx_database.server.url,
+        "INFLUXDB__API": "v1",
+        "INFLUXDB__BUCKET": influx_database.name,
+        "INFLUXDB__TAGS": tags,
+        "INFLUXDB__FLUSH_INTERVAL_MS": "20",
+    }
+    events = list(some_events(class_id, 1))
+    oracle = oracle_of(events)
+    async with Daemon(data_dir, dsn=database.dsn, settings=settings) as daemon:
+        api = Api(daemon)
+        await api.accept(events)
+        await api.wait_flushed()
+        await api.wait_flushed(store="influxdb")
+        assert await database.value("select count(*) from cell_executions") == 0
+        for what, by in itertools.product(("activity", "errors"), ("user_id", "notebook_path", "none")):
+            answer = await api.get(f"/api/v1/series/{what}?class={class_id}&since=3h&every=10m&by={by}")
+            window = parse_rfc3339(answer["start"]), parse_rfc3339(answer["end"]), answer["every_ms"]
+            assert_like(answer["series"], getattr(oracle, what)(class_id, *window, by))
+        for path in PATHS:
+            answer = await api.get(f"/api/v1/notebooks/summary?{urlencode({'class': class_id, 'path': path})}")
+            assert_like(answer, oracle.summary(class_id, path, None))
+
+
+async def test_without_influxdb_series_say_503(database, data_dir):
+    settings = {
+        "INFLUXDB__URL": f"http://127.0.0.1:{free_port()}",
+        "INFLUXDB__API": "v1",
+        "INFLUXDB__BUCKET": "x",
+    }
+    async with Daemon(data_dir, dsn=database.dsn, settings=settings) as daemon:
+        for path in ("series/activity", "series/errors", "notebooks/summary?path=intro.ipynb"):
+            answer = await Api(daemon).call("GET", f"/api/v1/{path}")
+            assert answer.status == 503, (path, answer)
+            assert answer.header("retry-after") == "1"
+        await Api(daemon).get("/api/v1/classes/default/sessions")
+
+
+# PostgreSQL away
 
 
 async def test_without_postgresql_queries_say_503_and_come_back(make_data_dir):
