@@ -1,6 +1,7 @@
 """Answers that cost something, read through a cache; each made once, however many ask at the same time."""
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
@@ -9,7 +10,7 @@ import trio
 
 from engine.errors import ClasspulseError
 from engine.keys import SUMMARY_TTL_S, summary_key
-from engine.ports import Cache
+from engine.ports import Cache, SeriesQueries
 
 Value = TypeVar("Value")
 
@@ -67,16 +68,19 @@ class ReadThrough(Generic[Value]):
         return value
 
 
-class CachedSummaries:
-    """``notebook_summary`` of any source, read through the cache."""
+class CachedSeries:
+    """`engine.ports.SeriesQueries` whose summaries are read through the cache."""
 
-    def __init__(self, cache: Cache, source: Callable[[str, str], Awaitable[dict[str, Any]]]) -> None:
-        self._source = source
+    def __init__(self, cache: Cache, series: SeriesQueries) -> None:
         self._read = ReadThrough(cache, kind=dict[str, Any], ttl_s=SUMMARY_TTL_S)
+        self._series = series
+        self.activity = series.activity
+        self.errors = series.errors
 
     async def notebook_summary(self, class_id: str, path: str) -> dict[str, Any]:
         """A notebook's summary, up to `SUMMARY_TTL_S` old."""
-        return await self._read.get(summary_key(class_id, path), lambda: self._source(class_id, path))
+        compute = partial(self._series.notebook_summary, class_id, path)
+        return await self._read.get(summary_key(class_id, path), compute)
 
 
 class _Flight(Generic[Value]):

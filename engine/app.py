@@ -18,6 +18,7 @@ from actors.lanes import make_lanes
 from actors.mailboxes import Mailboxes
 from actors.mirror import Mirror
 from actors.publisher import Publisher
+from actors.read_through import CachedSeries
 from actors.recovery import Recovery
 from actors.router import Router
 from actors.series import Series
@@ -37,10 +38,13 @@ from adapters.http.ingest import Ingest
 from adapters.http.openapi import document
 from adapters.http.parameters import MAX_LIMIT
 from adapters.http.server import HttpServer
+from adapters.influx.influxql import InfluxQl
+from adapters.influx.queries import InfluxSeries
 from adapters.influx.store import InfluxStore
 from adapters.influx.target import Target
 from adapters.journal import SqliteJournal
 from adapters.lock import DirectoryLock
+from adapters.memory import MemoryCache
 from adapters.metrics import CONTENT_TYPE, Metrics
 from adapters.postgres.databases import Databases, with_login
 from adapters.postgres.probe import DatabaseCheck, migrate_database
@@ -139,6 +143,8 @@ class App:
                 finally:
                     if parts.series is not None:
                         await parts.series.close()
+                    if parts.points is not None:
+                        await parts.points.close()
                     await parts.databases.close()
                     if parts.announcing is not None:
                         await parts.announcing.bus.close()
@@ -288,6 +294,7 @@ class _Parts(NamedTuple):
     server: HttpServer
     databases: Databases
     series: InfluxStore | None
+    points: InfluxSeries | None
     announcing: _Announcing | None
 
     @property
@@ -323,6 +330,7 @@ def _assemble(
     series = _series_store(settings, queried)
     databases = _databases(settings, dsn, queried, holds_series=series is None)
     dirty, lanes = make_lanes(len(databases.stores), mailboxes)
+    points = _points(settings, databases)
     idle_ms = int(settings.session.idle_timeout_s * 1000)
     context = SessionContext(journal.id.hex, idle_ms, dirty, mailboxes, set(), journal, thresholds)
     past = watermark.open(journal.last_seq, 1)  # recovery's share: all that is in the journal already
@@ -383,6 +391,7 @@ def _assemble(
     writers = [*keepers, *followers]
     announcing = _announcing(settings, journal, router, thresholds, queried)
     buses: list[RemoteBus] = [] if announcing is None else [announcing.bus]
+    cache = MemoryCache() if announcing is None else announcing.bus
     broadcaster = Broadcaster(
         router,
         mailboxes,
@@ -431,7 +440,7 @@ def _assemble(
         {each.name: each for each in writers},
         stream,
         mailboxes,
-        databases.pools | ({} if series is None else {series.name: [series]}) | {each.name: [each] for each in buses},
+        connected,
         queried,
         answered,
         [] if announcing is None else [announcing.bus, announcing.publisher],
@@ -443,7 +452,7 @@ def _assemble(
             api(
                 broadcaster,
                 databases.queries,
-                databases.series,
+                CachedSeries(cache, databases.series if points is None else points),
                 health,
                 ready=ready,
                 metrics=lambda: (metrics.text(), CONTENT_TYPE),
@@ -468,7 +477,7 @@ def _assemble(
         inherited=manager.sockets,
     )
     return _Parts(
-        router, recovery, keepers, followers, broadcaster, upkeep, stream, server, databases, series, announcing
+        router, recovery, keepers, followers, broadcaster, upkeep, stream, server, databases, series, points, announcing
     )
 
 
@@ -497,16 +506,32 @@ def _databases(settings: Settings, dsn: Dsn, times: Histograms, *, holds_series:
 def _series_store(settings: Settings, times: Histograms) -> InfluxStore | None:
     """Where time series go, if not to PostgreSQL."""
     influx = settings.influxdb
+    target = _influx_target(settings)
+    if target is None:
+        return None
+    return InfluxStore(target, index_is_tag="cell_index" in influx.tags, clock=wall_clock, times=times)
+
+
+def _points(settings: Settings, databases: Databases) -> InfluxSeries | None:
+    """Who reads them there; what notebooks there are PostgreSQL knows all the same."""
+    target = _influx_target(settings)
+    if target is None:
+        return None
+    index_is_tag = "cell_index" in settings.influxdb.tags
+    return InfluxSeries(InfluxQl(target), databases.series.total_cells, index_is_tag=index_is_tag)
+
+
+def _influx_target(settings: Settings) -> Target | None:
+    influx = settings.influxdb
     if not influx.url:
         return None
-    target = Target(
+    return Target(
         url=influx.url.rstrip("/"),
         token=influx.token,
         org=influx.org,
         bucket=influx.bucket,
         api="v1" if influx.api == "v1" else "v2",
     )
-    return InfluxStore(target, index_is_tag="cell_index" in influx.tags, clock=wall_clock, times=times)
 
 
 def _announcing(

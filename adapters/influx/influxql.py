@@ -12,9 +12,12 @@ import msgspec
 
 from engine.errors import StoreRefusedError, StoreUnavailableError
 
+from .target import Target
+
 # Seconds: until a server that does not answer a connect counts as away; and until a query is given up.
 _CONNECT_S: Final = 5.0
 _PATIENCE_S: Final = 30.0
+_NOT_EXECUTED: Final = "not executed"
 _TEXT_SHOWN: Final = 200  # characters of what the server says
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -51,16 +54,15 @@ class Point(msgspec.Struct, gc=False):
 
 
 class InfluxQl:
-    """One database. ``token``: as ``name:password`` where ``api`` is "v1" (None: the server asks for none)."""
+    """One database of a server."""
 
-    def __init__(self, url: str, bucket: str, *, token: str | None = None, api: str = "v1") -> None:
-        name, _, password = (token or "").partition(":")
-        basic = api == "v1" and token is not None
-        self._bucket = bucket
+    def __init__(self, target: Target) -> None:
+        database, _, policy = target.bucket.partition("/") if target.api == "v1" else (target.bucket, "", "")
+        self._place = {"db": database} | ({"rp": policy} if policy else {})
         self._client = httpx.AsyncClient(
-            base_url=url,
-            auth=(name, password) if basic else None,
-            headers={} if basic or token is None else {"authorization": f"Token {token}"},
+            base_url=target.url,
+            auth=target.authorization,
+            headers=target.headers,
             timeout=httpx.Timeout(_PATIENCE_S, connect=_CONNECT_S),
             trust_env=False,
         )
@@ -71,7 +73,7 @@ class InfluxQl:
         Raises StoreUnavailableError, and StoreRefusedError where trying again is of no use.
         """
         form = {
-            "db": self._bucket,
+            **self._place,
             "epoch": "ns",
             "q": ";".join(statements),
             "params": _encode(bound).decode(),
@@ -80,7 +82,13 @@ class InfluxQl:
             answer = await self._client.post("/query", data=form)
         except httpx.HTTPError as error:
             raise StoreUnavailableError(f"InfluxDB is away: {type(error).__name__}") from None
-        results = _results(answer)
+        try:
+            results = _results(answer)
+        except StoreUnavailableError as error:
+            # The fault of the first of several statements is told under this name (InfluxDB 1.6); alone it says more.
+            if len(statements) > 1 and _NOT_EXECUTED in str(error):
+                await self.query(statements[0], bound=bound)
+            raise
         if len(results) != len(statements):
             raise StoreUnavailableError("InfluxDB: the answer is not complete")
         return [list(_points(result)) for result in results]
@@ -105,8 +113,8 @@ def _results(answer: httpx.Response) -> list[_Result]:
         if result.error is not None:
             kind = StoreRefusedError if "not found" in result.error else StoreUnavailableError
             raise kind(f"InfluxDB: {_shown(result.error)}")
-        if result.partial:
-            raise StoreUnavailableError("InfluxDB cut the answer short: raise its max-row-limit")
+    if any(result.partial for result in content.results):
+        raise StoreUnavailableError("InfluxDB cut the answer short: raise its max-row-limit")
     return content.results
 
 

@@ -39,12 +39,12 @@ _ON_NOTEBOOK: Final = "class_id = $class AND notebook_path = $path"
 
 
 class InfluxSeries:
-    """``cell_index_is_tag``: as the writer is told by ``influxdb.tags``; without it a summary reads every point."""
+    """``index_is_tag``: as the writer is told by ``influxdb.tags``; without it a summary reads every point."""
 
-    def __init__(self, influxql: InfluxQl, total_cells: TotalCells, *, cell_index_is_tag: bool = True) -> None:
+    def __init__(self, influxql: InfluxQl, total_cells: TotalCells, *, index_is_tag: bool = True) -> None:
         self._influxql = influxql
         self._total_cells = total_cells
-        self._cell_index_is_tag = cell_index_is_tag
+        self._index_is_tag = index_is_tag
 
     async def activity(self, class_id: str, window: Window, by: By) -> list[Activity]:
         """See `engine.ports.SeriesQueries`."""
@@ -74,7 +74,7 @@ class InfluxSeries:
         """See `engine.ports.SeriesQueries`."""
         bound = {"class": stored_tag(class_id), "path": stored_tag(path)}
         total = await self._total_cells(class_id, path)
-        if self._cell_index_is_tag:
+        if self._index_is_tag:
             return await self._summary_of_groups(bound, total)
         return await self._summary_of_points(bound, total)
 

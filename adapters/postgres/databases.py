@@ -9,7 +9,7 @@ import trio
 from adapters.asyncio_bridge import Dsn
 from engine.clock import WallClock
 from engine.measures import Histograms
-from engine.ports import SeriesQueries, SessionQueries, StateKeeper
+from engine.ports import SessionQueries, StateKeeper
 from engine.sharding import Shard
 
 from .pool import Pool
@@ -62,7 +62,7 @@ class Databases:
         ]
         series = [PostgresSeries(reads) for reads in self._reads]
         self.queries: SessionQueries = self._queries[0] if len(dsns) == 1 else ShardedQueries(self._queries)
-        self.series: SeriesQueries = series[0] if len(dsns) == 1 else ShardedSeries(series)
+        self.series: PostgresSeries | ShardedSeries = series[0] if len(dsns) == 1 else ShardedSeries(series)
 
     async def run(self) -> None:
         """Look after the replicas; returns when there are none."""

@@ -16,12 +16,12 @@ from pathlib import Path
 from statistics import median
 from types import FrameType
 
-from loadtest.bench import database, disk, measures, report
+from loadtest.bench import database, disk, measures, queries, report
 from loadtest.bench.processes import ROOT, BenchError, claim_cores, need
 
 ROWS = ("single", "batch", "users")
-# What is measured when it is asked for: nothing is promised about it.
-MORE = ("floor", "disk")
+# What is measured when it is asked for: nothing is promised about it by `make bench`.
+MORE = ("floor", "disk", "series")
 
 
 def main() -> int:
@@ -53,7 +53,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seconds", type=float, default=8, help="length of a measurement (default 8)")
     parser.add_argument("--rounds", type=int, default=1, help="daemon figures a row, medians are reported (default 1)")
-    parser.add_argument("--only", default=",".join(ROWS), help="rows: single,batch,users; or floor, disk")
+    parser.add_argument("--only", default=",".join(ROWS), help="rows: single,batch,users; or floor, disk, series")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument("--keep", action="store_true", help="keep logs and data, and say where")
     arguments = parser.parse_args()
@@ -90,6 +90,8 @@ def _run(arguments: argparse.Namespace) -> tuple[dict[str, str], list[report.Row
             rows.append(measures.batch(bench, single_rate))
         if "users" in arguments.only:
             rows.append(measures.users(bench))
+        if "series" in arguments.only:
+            rows.append(queries.queries(bench))
     return machine, rows
 
 

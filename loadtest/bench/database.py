@@ -30,6 +30,7 @@ class Database:
     binaries: Path
     port: int
     password: str
+    pid: int
 
     def dsn(self, name: str) -> str:
         """For the daemon's `postgres.dsn`."""
@@ -80,7 +81,7 @@ def running(directory: Path, core: int) -> Iterator[Database]:
     with log.open("wb") as errors:
         process = subprocess.Popen(command, cwd=directory, stdout=errors, stderr=errors, **account)
     try:
-        database = Database(binaries, port, password)
+        database = Database(binaries, port, password, process.pid)
         _wait_until_up(database, process, log)
         yield database
     finally:

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 from uuid import uuid4
 
+import msgspec
 import pytest
 
 from adapters.asyncio_bridge import open_loop
@@ -309,3 +310,25 @@ async def test_dead_letters_are_kept_once(store, harness, feed):
         (1, "KeyError", "engine.session:1"),
         (2, "ValueError", "engine.session:2"),
     ]
+
+
+async def test_sessions_of_a_class_newest_first_page_by_page(store, harness, feed):
+    students = [
+        Student("ann").apply(run(time=NOW - 3000, user_name="Ann"), run(time=NOW - 1000, session_id="s2")),
+        Student("bob").apply(run("bob", time=NOW - 3000), run("bob", time=NOW - DAY, notebook_path="old.ipynb")),
+        Student("eve", "other").apply(run("eve", class_id="other")),
+    ]
+    snapshots = [msgspec.structs.replace(students[0].snapshot(), profile=("Ann", None))]
+    snapshots += [student.snapshot() for student in students[1:]]
+    await store.write(feed.flush(snapshots=snapshots))
+    found, before = [], None
+    while page := await harness.queries.class_sessions("default", NOW - 3000, 1, before):
+        found += page
+        before = (page[0].row.started_at, page[0].row.id)
+    assert [(each.user_id, each.user_name, each.row.started_at) for each in found[:1]] == [("ann", "Ann", NOW - 1000)]
+    assert {each.user_id for each in found[1:]} == {"ann", "bob"}
+    assert found[1].row.id > found[2].row.id
+    assert found == await harness.queries.class_sessions("default", NOW - 3000, 10, None)
+    assert len(await harness.queries.class_sessions("default", NOW - DAY, 10, None)) == 4
+    assert await harness.queries.class_sessions("default", NOW - 999, 10, None) == []
+    assert [each.user_id for each in await harness.queries.class_sessions("other", 0, 10, None)] == ["eve"]

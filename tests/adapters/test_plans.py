@@ -1,0 +1,97 @@
+"""Every query of the API finds its rows by an index: on a large table nobody may wait for all of it to be read."""
+
+import json
+import os
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from adapters.asyncio_bridge import Connection, open_loop
+from adapters.postgres.queries import PostgresQueries
+from adapters.postgres.series import PostgresSeries
+from engine.clock import wall_clock
+from engine.series import Window
+from loadtest.bench import filling
+from tests.adapters.flushes import make_store, opened
+from tests.e2e.daemon import in_thread
+from tests.e2e.postgres_server import psql
+
+# The full form is 1000000. Of each table, over so many classes that one of them is a small part.
+ROWS = int(os.environ.get("CLASSPULSE_ROWS", "60000"))
+CLASSES = 20
+SMALL = 2000  # rows; a table of fewer may be read as a whole
+HOUR = 3_600_000
+
+
+@pytest.fixture
+async def filled(database):
+    async with open_loop(), opened(make_store(database, now=wall_clock())):
+        for fill in (
+            filling.cell_rows(ROWS, classes=CLASSES),
+            filling.session_rows(ROWS, classes=CLASSES),
+            "analyze",
+        ):
+            await in_thread(psql, database.dsn, fill)
+        yield database
+
+
+@asynccontextmanager
+async def planned(database, monkeypatch):
+    """What was asked of PostgreSQL in the block, with the plan of each; also in a server that prepares statements."""
+    asked: list[tuple[str, tuple[Any, ...]]] = []
+    plans: list[tuple[str, dict[str, Any]]] = []
+    fetch = Connection.fetch
+
+    async def noted(self, query, *args):
+        asked.append((query, args))
+        return await fetch(self, query, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Connection, "fetch", noted)
+        yield plans
+    connection = await Connection.connect(database.dsn)
+    for query, args in asked:
+        (row,) = await connection.fetch(f"explain (format json) {query}", *args)
+        plans.append((query, json.loads(row[0])[0]["Plan"]))
+    await connection.close()
+
+
+def nodes(plan):
+    yield plan
+    for inner in plan.get("Plans", ()):
+        yield from nodes(inner)
+
+
+async def test_no_query_reads_a_large_table_from_end_to_end(filled, monkeypatch):
+    sizes = {row["relname"]: row["reltuples"] for row in filled.rows("select relname, reltuples from pg_class")}
+    assert sum(size > SMALL for name, size in sizes.items() if name.startswith(("cell_exec", "learning_s"))) >= 2
+    queries, series = PostgresQueries(lambda: filled.dsn), PostgresSeries(lambda: filled.dsn)
+    now = wall_clock()
+    async with planned(filled, monkeypatch) as plans:
+        for by in ("user_id", "notebook_path", "none"):
+            assert await series.activity("class3", Window.until(now, HOUR, HOUR // 6), by)
+            assert await series.errors("class3", Window.until(now, 24 * HOUR, HOUR), by)
+        summary = await series.notebook_summary("class3", "lesson3.ipynb")
+        assert len(summary["cells"]) == filling.CELLS
+        (first, *_) = await queries.class_sessions("class3", now - 24 * HOUR, 10, None)
+        await queries.class_sessions("class3", now - 24 * HOUR, 10, (first.row.started_at, first.row.id))
+        await queries.user_sessions("student5@example.com", "class3", None, 10, None)
+        await queries.user_sessions("student5@example.com", "class3", "lesson3.ipynb", 10, (now, first.row.id))
+    await queries.close()
+    await series.close()
+    assert len(plans) == 13
+    for query, plan in plans:
+        for node in nodes(plan):
+            read_whole = node["Node Type"] == "Seq Scan" and sizes[node["Relation Name"]] > SMALL
+            assert not read_whole, (query, node)
+
+
+async def test_the_test_would_see_it(filled, monkeypatch):
+    """Without the index of summaries the plan is what the test above refuses."""
+    await in_thread(psql, filled.dsn, "drop index cell_executions_class_id_notebook_path_idx")
+    series = PostgresSeries(lambda: filled.dsn)
+    async with planned(filled, monkeypatch) as plans:
+        await series.notebook_summary("class3", "lesson3.ipynb")
+    await series.close()
+    assert "Seq Scan" in {node["Node Type"] for _, plan in plans for node in nodes(plan)}
