@@ -4,7 +4,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from adapters.asyncio_bridge import Connection
-from engine.errors import StoreDataError, StoreRefusedError
+from engine.errors import StoreDataError, StoreMisconfiguredError, StoreRefusedError
 
 ROLES: Final = ("app_reader", "app_writer", "app_user")
 
@@ -20,7 +20,7 @@ async def become_writer(connection: Connection) -> None:
 
     Raises StoreRefusedError when it then could not write: PostgreSQL refuses COPY to whom row-level security holds.
     """
-    with suppress(StoreRefusedError, StoreDataError):  # not a member of it; there is no such role
+    with suppress(StoreMisconfiguredError, StoreDataError):  # not a member of it; there is no such role
         await connection.execute("set role app_writer")
         if await _held_by_policies(connection):
             await connection.execute("reset role")

@@ -118,7 +118,7 @@ async def test_an_event_that_is_not_applied_yet_is_not_missed(autojump_clock, to
     assert (await told.seen())["cell_executions"] == 1
     told.mirror.note(("default", "ann"), 99)
     await told.mirror.look()
-    assert told.mirror._changed == {("default", "ann"): 99} or told.mirror._changed == {}
+    assert told.mirror._changed == {("default", "ann"): 99}
     told.mirror.note(("default", "never met"), 1)
     await told.mirror.look()
     assert ("default", "never met") not in told.mirror._changed

@@ -150,7 +150,7 @@ async def test_without_a_wish_the_pauses_grow_and_end_with_success(autojump_cloc
     await world.post(run())
     await trio.sleep(120)
     waits = [later - earlier for earlier, later in pairwise(tries)]
-    assert waits[1] < 1.1
+    assert waits[1] <= 2  # the writer may have been at the second pause by then
     assert max(waits) <= 5
     assert 2 < sum(waits[-10:]) / 10 < 5
     assert len(set(waits[-10:])) > 5  # by chance

@@ -10,7 +10,7 @@ from adapters.postgres.partitions import make_months
 from adapters.postgres.probe import migrate_database
 from adapters.postgres.roles import ROLES, fetch_as_student, missing_roles
 from adapters.postgres.store import PostgresStore
-from engine.errors import StoreRefusedError
+from engine.errors import StoreMisconfiguredError, StoreRefusedError
 from engine.ports import DeadLetter, Retention
 from tests.adapters.events import DAY, NOW, event, run
 from tests.adapters.flushes import Feed, Student, make_store, opened
@@ -82,7 +82,7 @@ async def seen(connection, table, user=None):
     query = f"select t.*, t::text from {table} t"
     try:
         return await (connection.fetch(query) if user is None else fetch_as_student(connection, user, query))
-    except StoreRefusedError:
+    except StoreMisconfiguredError:
         return None
 
 
@@ -130,7 +130,7 @@ async def test_a_student_changes_nothing(school):
     async with connected(login_dsn(school, "student")) as connection:
         for table in tables(school):
             for statement in (f"delete from {table}", f"insert into {table} default values", f"truncate {table}"):
-                with pytest.raises(StoreRefusedError):
+                with pytest.raises(StoreMisconfiguredError):
                     await connection.execute(statement)
         for statement in (
             "update users set role = 'instructor'",
@@ -139,7 +139,7 @@ async def test_a_student_changes_nothing(school):
             "set role app_reader",
             "alter table users disable row level security",
         ):
-            with pytest.raises(StoreRefusedError):
+            with pytest.raises(StoreMisconfiguredError):
                 await connection.execute(statement)
 
 
@@ -148,7 +148,7 @@ async def test_a_setting_for_the_session_ends_with_it_and_a_rolled_back_one_is_g
         await connection.execute("begin")
         await connection.fetch("select set_config('app.current_user_id', 'ann', true)")
         assert len(await connection.fetch("select * from users")) == 1
-        with pytest.raises(StoreRefusedError):
+        with pytest.raises(StoreMisconfiguredError):
             await connection.fetch("select * from dead_letters")
         await connection.execute("rollback")
         assert await connection.fetch("select * from users") == []
@@ -159,7 +159,7 @@ async def test_a_reader_sees_every_row_and_changes_none(school):
         for table, partition in tables(school).items():
             rows = await seen(connection, table)
             assert (rows is None) == partition, table
-            with pytest.raises(StoreRefusedError):
+            with pytest.raises(StoreMisconfiguredError):
                 await connection.execute(f"delete from {table}")
         assert len(await seen(connection, "cell_executions")) == 4
         assert len(await seen(connection, "session_snapshots")) == 2
@@ -170,10 +170,10 @@ async def test_a_writer_has_no_delete_and_no_way_into_partitions(school):
         await connection.execute("set role app_writer")
         for table, partition in tables(school).items():
             assert ((await seen(connection, table)) is None) == partition, table
-            with pytest.raises(StoreRefusedError):
+            with pytest.raises(StoreMisconfiguredError):
                 await connection.execute(f"delete from {table}")
         for statement in ("drop table cell_executions", "create table mine (a int)", "call guard_tables()"):
-            with pytest.raises(StoreRefusedError):
+            with pytest.raises(StoreMisconfiguredError):
                 await connection.execute(statement)
         assert await connection.execute("update users set team = 'x'") == "UPDATE 2"
 
