@@ -16,12 +16,12 @@ from pathlib import Path
 from statistics import median
 from types import FrameType
 
-from loadtest.bench import database, disk, measures, queries, report
+from loadtest.bench import database, disk, measures, queries, report, stores
 from loadtest.bench.processes import ROOT, BenchError, claim_cores, need
 
 ROWS = ("single", "batch", "users")
 # What is measured when it is asked for: nothing is promised about it by `make bench`.
-MORE = ("floor", "disk", "series")
+MORE = ("floor", "disk", "series", "stores")
 
 
 def main() -> int:
@@ -53,7 +53,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seconds", type=float, default=8, help="length of a measurement (default 8)")
     parser.add_argument("--rounds", type=int, default=1, help="daemon figures a row, medians are reported (default 1)")
-    parser.add_argument("--only", default=",".join(ROWS), help="rows: single,batch,users; or floor, disk, series")
+    parser.add_argument(
+        "--only", default=",".join(ROWS), help="rows: single,batch,users; or floor, disk, series, stores"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument("--keep", action="store_true", help="keep logs and data, and say where")
     arguments = parser.parse_args()
@@ -92,6 +94,8 @@ def _run(arguments: argparse.Namespace) -> tuple[dict[str, str], list[report.Row
             rows.append(measures.users(bench))
         if "series" in arguments.only:
             rows.append(queries.queries(bench))
+        if "stores" in arguments.only:
+            rows.append(stores.stores(bench))
     return machine, rows
 
 

@@ -3,11 +3,14 @@
 import contextlib
 import http.client
 import json
+import math
 import os
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
@@ -15,9 +18,11 @@ import psutil
 from loadtest.bench.database import Database
 from loadtest.bench.generator import PATH, Generator, Load
 from loadtest.bench.processes import BenchError, Server, python_server
+from loadtest.bench.servers import Influx
 
 DRAIN_TIMEOUT_S = 120.0
 POLL_S = 0.05
+LAG_EVERY_S = 0.5
 # wrk makes ids in order and has one request a connection in flight: one this many rounds old has had its answer.
 SURELY_ANSWERED_ROUNDS = 10
 
@@ -27,10 +32,11 @@ class Drained:
     """One load on the daemon until everything of it was stored."""
 
     load: Load
-    lag_at_end: int  # events accepted and not yet in PostgreSQL when wrk stopped
+    lag_at_end: int  # events accepted and not yet stored everywhere when wrk stopped
     drain_s: float
     cpu_s: float  # the daemon's, load and drain
-    stored: int  # events of this load in PostgreSQL
+    stored: int  # events of this load that are stored
+    lags: list[int]  # every `LAG_EVERY_S` under load
 
     @property
     def sustained_per_s(self) -> float:
@@ -51,6 +57,7 @@ class Daemon:
     database: Database
     name: str
     problems: list[str] = field(default_factory=list)
+    influx: Influx | None = None  # where it writes its cell events, in place of PostgreSQL
 
     def memory(self) -> dict[str, int]:
         """RSS, PSS and USS in bytes."""
@@ -58,13 +65,25 @@ class Daemon:
         return {"rss": full.rss, "pss": full.pss, "uss": full.uss}
 
     def lag(self) -> int | None:
-        """Events not yet in PostgreSQL, from health; None where it does not say."""
+        """Events not yet stored everywhere, from health; None where it does not say of each store."""
+        checks = self.checks()
+        stores = ["postgresql"] if self.influx is None else ["postgresql", "influxdb"]
+        lags: list[int | None] = [checks[store].get("lag_events") for store in stores]
+        known = [lag for lag in lags if lag is not None]
+        return max(known) if len(known) == len(lags) else None
+
+    def checks(self) -> dict[str, dict[str, Any]]:
+        """What health says of each store."""
+        found: dict[str, dict[str, Any]] = self.get("/api/v1/health")["checks"]
+        return found
+
+    def get(self, path: str) -> dict[str, Any]:
+        """What is answered there."""
         netloc = urlsplit(self.server.address).netloc
         with contextlib.closing(http.client.HTTPConnection(netloc, timeout=10)) as connection:
-            connection.request("GET", "/api/v1/health")
-            health = json.loads(connection.getresponse().read())
-        lag: int | None = health["checks"]["postgresql"].get("lag_events")
-        return lag
+            connection.request("GET", path)
+            found: dict[str, Any] = json.loads(connection.getresponse().read())
+        return found
 
     def wait_until_stored(self) -> tuple[int, float]:
         """Lag now, and the seconds until it is 0 (and still is, a poll later)."""
@@ -84,7 +103,9 @@ class Daemon:
         raise BenchError(f"{self.name}: lag was still {lag} after {DRAIN_TIMEOUT_S:.0f} s")
 
     def cell_rows(self) -> int:
-        """Rows in `cell_executions`, where every event goes that wrk sends."""
+        """Rows or points in `cell_executions`, where every event goes that wrk sends."""
+        if self.influx is not None:
+            return self.influx.cell_points()
         return int(self.database.ask(self.name, "SELECT count(*) FROM cell_executions"))
 
     def activity_rows(self) -> int:
@@ -101,8 +122,10 @@ class Daemon:
     def missing(self, load: Load) -> int:
         """Events of a load that must be stored and are not: those made long before its end, so answered by then.
 
-        The first batch is wrk's trial request, which it never sends.
+        The first batch is wrk's trial request, which it never sends. Points have no ids: none is missed there.
         """
+        if self.influx is not None:
+            return 0
         last = (load.sent + 1 - SURELY_ANSWERED_ROUNDS * load.connections) * load.batch
         if last <= load.batch:
             return 0
@@ -110,7 +133,16 @@ class Daemon:
         sql = f"SELECT count(DISTINCT event_id) FROM cell_executions WHERE {between}"  # noqa: S608 - our own hex
         return last - load.batch - int(self.database.ask(self.name, sql))
 
-    def measure(self, generator: Generator, *, users: int, batch: int, connections: int, seconds: float) -> Drained:
+    def measure(
+        self,
+        generator: Generator,
+        *,
+        users: int,
+        batch: int,
+        connections: int,
+        seconds: float,
+        events_per_s: float = math.inf,
+    ) -> Drained:
         """Load it, wait until all of it is stored, and check that what was answered is there.
 
         wrk does not say which of the requests in flight at its end were accepted, so the rows must be at least
@@ -119,7 +151,15 @@ class Daemon:
         """
         rows = self.cell_rows()
         cpu = self.server.cpu_s()
-        load = generator.run(self.server, users=users, batch=batch, connections=connections, seconds=seconds)
+        with self._watched() as lags:
+            load = generator.run(
+                self.server,
+                users=users,
+                batch=batch,
+                connections=connections,
+                seconds=seconds,
+                events_per_s=events_per_s,
+            )
         lag, drain_s = self.wait_until_stored()
         cpu = self.server.cpu_s() - cpu
         stored = self.cell_rows() - rows
@@ -130,7 +170,25 @@ class Daemon:
             self.problems.append(f"{missing} acknowledged events are not in PostgreSQL")
         if not load.clean:
             self.problems.append(f"{load.non_2xx} answers were not 2xx, {load.broken} requests broke")
-        return Drained(load, lag, drain_s, cpu, stored)
+        return Drained(load, lag, drain_s, cpu, stored, lags)
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[list[int]]:
+        """Lags of the time that the block takes, of each `LAG_EVERY_S`."""
+        lags: list[int] = []
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.wait(LAG_EVERY_S):
+                lags.append(self.lag() or 0)
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield lags
+        finally:
+            over.set()
+            thread.join()
 
     def post_all(self, events: Iterable[str], batch: int) -> None:
         """Send events one request after the other; any answer but 202 for all of them is an error."""
@@ -162,8 +220,20 @@ def data_dir(directory: Path, name: str) -> Path:
 
 
 @contextlib.contextmanager
-def running(database: Database, name: str, directory: Path, core: int, *, dsn: str | None = None) -> Iterator[Daemon]:
-    """The daemon on its data directory and a fresh database, or on ``dsn``; all else at its defaults."""
+def running(
+    database: Database,
+    name: str,
+    directory: Path,
+    core: int,
+    *,
+    dsn: str | None = None,
+    influx: Influx | None = None,
+    more: Mapping[str, str] | None = None,
+) -> Iterator[Daemon]:
+    """The daemon on its data directory and a fresh database, or on ``dsn``; all else at its defaults.
+
+    ``more``: variables of its environment.
+    """
     data = data_dir(directory, name)
     data.mkdir(exist_ok=True)
     env = {key: value for key, value in os.environ.items() if not key.startswith("CLASSPULSE_")}
@@ -172,8 +242,10 @@ def running(database: Database, name: str, directory: Path, core: int, *, dsn: s
         "CLASSPULSE_POSTGRES__DSN": database.create(name) if dsn is None else dsn,
         "CLASSPULSE_DATA_DIR": str(data),
     }
+    env |= {} if influx is None else influx.environment
+    env |= more or {}
     for unwanted in ("RUNTIME_DIRECTORY", "STATE_DIRECTORY"):
         env.pop(unwanted, None)
     log = directory / f"daemon-{name}.log"
     with python_server(core, "engine", "serve", env=env, log=log) as server:
-        yield Daemon(server, database, name)
+        yield Daemon(server, database, name, influx=influx)

@@ -71,7 +71,7 @@ def running(directory: Path, core: int) -> Iterator[Database]:
     done = subprocess.run(initdb, cwd=directory, capture_output=True, text=True, check=False, **account)
     if done.returncode:
         raise BenchError(f"initdb failed (can user {UNPRIVILEGED!r} reach {binaries}?): {done.stderr.strip()}")
-    port = _free_port()
+    port = free_port()
     log = directory / "log"
     # Everything else, fsync and synchronous_commit above all, stays at its default.
     options = {"listen_addresses": "127.0.0.1", "port": str(port), "unix_socket_directories": ""}
@@ -104,7 +104,8 @@ def _account() -> dict[str, Any]:
     return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nobody listens at now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

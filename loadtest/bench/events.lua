@@ -1,7 +1,8 @@
 -- wrk: POSTs of cell_monitor events, each with an eventId of its own.
---   wrk … -s events.lua URL -- RUN BATCH USERS_FILE CELLS_FILE
+--   wrk … -s events.lua URL -- RUN BATCH USERS_FILE CELLS_FILE [EVERY_MS]
 -- RUN is the first 24 characters of every eventId (an UUID's first four groups), so ids are unique across runs; BATCH is the number of events in a POST.
 -- The files hold ready JSON fragments, one a line (traffic.py writes them); a request costs one concatenation of them with ids and a counter.
+-- EVERY_MS: a request is made so often, all connections together, in place of when the last was answered.
 
 local threads = {}
 
@@ -23,7 +24,32 @@ local stamp = ""
 local events = 0 -- made so far in this run
 requests_made = 0 -- global: done() reads it from the thread
 
+local ffi = require("ffi")
+ffi.cdef([[
+  struct bench_time { long s; long ns; };
+  int clock_gettime(int clock, struct bench_time *time);
+]])
+local time = ffi.new("struct bench_time")
+
+local function now_ms()
+  ffi.C.clock_gettime(1, time) -- monotonic
+  return tonumber(time.s) * 1e3 + tonumber(time.ns) / 1e6
+end
+
+-- For wrk: how long this connection waits until it sends, in ms. Who is late sends at once, and the plan goes on from there.
+local function pace(every_ms)
+  local due = 0
+  return function()
+    local now = now_ms()
+    due = math.max(due + every_ms, now - 100)
+    return math.max(0, math.floor(due - now + 0.5))
+  end
+end
+
 function init(args)
+  if args[5] then
+    delay = pace(tonumber(args[5]))
+  end
   run, batch = args[1], tonumber(args[2])
   users, cells = lines_of(args[3]), lines_of(args[4])
   head = "POST " .. wrk.path .. " HTTP/1.1\r\nHost: " .. wrk.host .. ":" .. wrk.port

@@ -1,6 +1,7 @@
 """wrk: the closed-loop load, the same script for floor and daemon."""
 
 import json
+import math
 import resource
 import subprocess
 from dataclasses import dataclass
@@ -64,13 +65,24 @@ class Generator:
     core: int
     directory: Path
 
-    def run(self, server: Server, *, users: int, batch: int, connections: int, seconds: float) -> Load:
-        """Load one server for whole seconds."""
+    def run(
+        self,
+        server: Server,
+        *,
+        users: int,
+        batch: int,
+        connections: int,
+        seconds: float,
+        events_per_s: float = math.inf,
+    ) -> Load:
+        """Load one server for whole seconds, as fast as it answers or at a rate (where it can keep up with that)."""
         files = write_fragments(self.directory, users)
         run = new_run()
         duration = max(1, round(seconds))
         command = ["wrk", "-t1", f"-c{connections}", f"-d{duration}s", "-s", str(SCRIPT), server.address + PATH, "--"]
         command += [run, str(batch), *map(str, files)]
+        if events_per_s < math.inf:
+            command.append(f"{batch / events_per_s * 1000:.6f}")
         server_cpu_s = server.cpu_s()
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(pinned(self.core, *command), capture_output=True, text=True, check=False)

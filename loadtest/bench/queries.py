@@ -4,32 +4,35 @@ import contextlib
 import http.client
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from statistics import median
 from urllib.parse import urlsplit
 
 import psutil
 
 from loadtest.bench import daemon as daemons
-from loadtest.bench import filling
+from loadtest.bench import filling, servers
 from loadtest.bench.daemon import Daemon
 from loadtest.bench.measures import BATCH, CELL_RUNS_ON_ARRIVAL, Bench
 from loadtest.bench.processes import BenchError
 from loadtest.bench.report import Row
-from loadtest.bench.traffic import arrivals
+from loadtest.bench.traffic import arrivals, samples
 
 # What issue 4 promises.
 SERIES_ROWS, SERIES_MS = 5_000_000, 300.0
-SUMMARY_ROWS, SUMMARY_MS = 1_000_000, 500.0
+SUMMARY_ROWS, SUMMARY_MS, CACHED_P99_MS = 1_000_000, 500.0, 10.0
 OVERVIEW_USERS, OVERVIEW_P99_MS = 1000, 20.0
 
 TRIES = 9
-OVERVIEWS = 300
+QUICK_TRIES = 300  # of what p99 is asked of
 ANSWER_TIMEOUT_S = 60.0
+CACHE_TIMEOUT_S = 5.0
 
 ACTIVITY = "/api/v1/series/activity?class=class0"
 ERRORS = "/api/v1/series/errors?class=class0"
 SUMMARY = "/api/v1/notebooks/summary?class=class0&path=lesson0.ipynb"
+OVERVIEW = "/api/v1/classes/default/overview"
+SUMMARY_KEY = "class_summary:class0:lesson0.ipynb"
 
 
 def queries(bench: Bench) -> Row:
@@ -47,25 +50,27 @@ def queries(bench: Bench) -> Row:
         row.add("errors of all these rows, by day", median(_times(daemon, everything, 3)), "ms")
         everything = f"{ACTIVITY}&since={filling.DAYS}d&every=1d"
         row.add("activity of all these rows, by day and user", median(_times(daemon, everything, 3)), "ms")
-    for notebooks in (filling.NOTEBOOKS, 1):
-        with _filled(bench, f"summary{notebooks}", SUMMARY_ROWS, notebooks) as daemon:
-            name = f"summary, {SUMMARY_ROWS // notebooks:,} of {SUMMARY_ROWS:,} rows"
-            _judge(row, name, _times(daemon, SUMMARY, TRIES), SUMMARY_MS)
+    with servers.redis_server(bench.directory, bench.cores.load) as redis:
+        for notebooks in (filling.NOTEBOOKS, 1):
+            with _filled(bench, f"summary{notebooks}", SUMMARY_ROWS, notebooks, redis.environment) as daemon:
+                name = f"summary, {SUMMARY_ROWS // notebooks:,} of {SUMMARY_ROWS:,} rows"
+                _judge(row, name, [_uncached_ms(daemon, redis) for _ in range(TRIES)], SUMMARY_MS)
+                _judge_p99(row, f"{name}, cached", _times(daemon, SUMMARY, QUICK_TRIES), CACHED_P99_MS)
     with daemons.running(bench.database, "overview", bench.directory, bench.cores.server) as daemon:
         daemon.post_all(arrivals(OVERVIEW_USERS, CELL_RUNS_ON_ARRIVAL), BATCH)
         daemon.wait_until_stored()
-        times = sorted(_times(daemon, "/api/v1/classes/default/overview", OVERVIEWS))
-        p99 = times[int(0.99 * len(times))]
-        held = p99 <= OVERVIEW_P99_MS
-        name = f"overview with {OVERVIEW_USERS:,} live users, p99"
-        row.judge(name, p99, "ms", bound=f"<= {OVERVIEW_P99_MS:.0f} ms", held=held)
+        _judge_p99(row, f"overview with {OVERVIEW_USERS:,} live users", _overviews(daemon), OVERVIEW_P99_MS)
+        times = _overviews(daemon, changed=True)
+        _judge_p99(row, "overview when all of them changed since the last", times, OVERVIEW_P99_MS)
     return row
 
 
 @contextlib.contextmanager
-def _filled(bench: Bench, name: str, rows: int, notebooks: int = 20) -> Iterator[Daemon]:
-    """A daemon whose database has so many rows of one class."""
-    with daemons.running(bench.database, name, bench.directory, bench.cores.server) as daemon:
+def _filled(
+    bench: Bench, name: str, rows: int, notebooks: int = 20, more: Mapping[str, str] | None = None
+) -> Iterator[Daemon]:
+    """A daemon whose database has so many rows of one class; ``more`` is of its environment."""
+    with daemons.running(bench.database, name, bench.directory, bench.cores.server, more=more) as daemon:
         began = time.monotonic()
         bench.database.ask(name, filling.cell_rows(rows, notebooks=notebooks))
         bench.database.ask(name, "VACUUM ANALYZE cell_executions")
@@ -77,6 +82,36 @@ def _filled(bench: Bench, name: str, rows: int, notebooks: int = 20) -> Iterator
 def _judge(row: Row, name: str, times: list[float], limit_ms: float) -> None:
     found = median(times)
     row.judge(name, found, "ms", bound=f"<= {limit_ms:.0f} ms", held=found <= limit_ms)
+
+
+def _judge_p99(row: Row, name: str, times: list[float], limit_ms: float) -> None:
+    found = sorted(times)[int(0.99 * len(times))]
+    row.judge(f"{name}, p99", found, "ms", bound=f"<= {limit_ms:.0f} ms", held=found <= limit_ms)
+
+
+def _uncached_ms(daemon: Daemon, redis: servers.Redis) -> float:
+    """The summary, which the cache has afterwards and not before."""
+    redis.delete(SUMMARY_KEY)
+    (found,) = _times(daemon, SUMMARY, 1)
+    deadline = time.monotonic() + CACHE_TIMEOUT_S
+    while not redis.holds(SUMMARY_KEY):
+        if time.monotonic() > deadline:
+            raise BenchError(f"{SUMMARY_KEY} did not come into Redis")
+        time.sleep(0.01)
+    return found
+
+
+def _overviews(daemon: Daemon, *, changed: bool = False) -> list[float]:
+    """Times of overviews, each of all users; ``changed``: each of them has run a cell before each."""
+    times = []
+    for _ in range(QUICK_TRIES):
+        if changed:
+            daemon.post_all(samples("ran", OVERVIEW_USERS, OVERVIEW_USERS), 10 * BATCH)
+        times += _times(daemon, OVERVIEW, 1)
+    users = len(daemon.get(OVERVIEW)["state"]["users"])
+    if users != OVERVIEW_USERS:
+        raise BenchError(f"{OVERVIEW}: {users} users in place of {OVERVIEW_USERS}")
+    return times
 
 
 def _times(daemon: Daemon, path: str, tries: int) -> list[float]:
