@@ -57,7 +57,11 @@ def disk(bench: Bench) -> Row:
 
 def _sample_bytes(daemon: daemons.Daemon, table: str) -> float:
     """Rows and indexes of one sample, of many."""
-    copy = f"INSERT INTO {table} SELECT {table}.* FROM {table}, generate_series(1, {SAMPLE_COPIES})"  # noqa: S608
+    earlier = "jsonb_build_object('sampled_at', sampled_at - n * interval '2 s')"
+    copy = (
+        f"INSERT INTO {table} SELECT (jsonb_populate_record({table}, {earlier})).* "  # noqa: S608
+        f"FROM {table}, generate_series(1, {SAMPLE_COPIES}) AS n"
+    )
     daemon.database.ask(daemon.name, copy)
     count = int(daemon.database.ask(daemon.name, f"SELECT count(*) FROM {table}"))  # noqa: S608
     return sum(_sizes(daemon, table)) / count

@@ -51,9 +51,12 @@ def stores(bench: Bench) -> Row:
         row.add(f"{name}: its share of its core", median(each.load.server_busy for each in loads))
         row.add(f"{name}: time until lag 0", median(each.drain_s for each in loads), "s")
         row.add(f"{name}: lag's growth", median(_growth(each) for each in loads), "of taken")
-    for what, of in (("taken", rates), ("stored over load and drain", kept)):
-        share = of["all"] / of["alone"]
-        row.judge(f"share of alone, {what}", share, bound=f">= {SHARE_OF_ALONE}", held=share >= SHARE_OF_ALONE)
+    row.add("share of alone, taken", rates["all"] / rates["alone"])
+    # What is taken beyond it waits in the journal, so this is the rate at which lag can be steady.
+    share = kept["all"] / kept["alone"]
+    row.judge(
+        "share of alone, stored over load and drain", share, bound=f">= {SHARE_OF_ALONE}", held=share >= SHARE_OF_ALONE
+    )
     row.add("at that share of what alone stores: taken", steady.load.events_per_s, "events/s")
     row.add("its p99", steady.load.p99_ms, "ms")
     row.add("its highest lag", max(steady.lags), "events")

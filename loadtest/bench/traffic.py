@@ -5,7 +5,7 @@ Made of fragments, so that wrk's Lua only concatenates: ids and time, then a use
 
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import NAMESPACE_URL, uuid4, uuid5
 
@@ -14,6 +14,7 @@ CELLS = 12
 RUNS_PER_CELL = 5
 NOTEBOOKS = 3
 TEAMS = 40
+PAUSE_S = 30
 
 _CODE = "frame = pd.read_csv('week_{index:02}.csv')\nframe[frame.score > {run}].score.mean()"
 _ERROR = "KeyError: 'score_{index}'\n  cell {index}, line 2: frame[frame.score > {run}]"
@@ -91,13 +92,18 @@ def arrivals(users: int, runs: int) -> Iterator[str]:
 
 
 def samples(kind: str, users: int, count: int) -> Iterator[str]:
-    """Events of one kind: ``ran``, ``failed``, or ``opened`` (a notebook); users and cells take turns."""
+    """Events of one kind: ``ran``, ``failed``, or ``opened`` (a notebook); users and cells take turns.
+
+    Up to now, each user about every `PAUSE_S`: equal times would take less room in a store of series.
+    """
     prefix = new_run()
     cells = [cell for cell in cell_fragments() if ('"hasError":true' in cell) == (kind == "failed")]
     who = user_fragments(users)
     name = "notebook_opened" if kind == "opened" else "cell_executed"
-    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    now = datetime.now(UTC)
     for number in range(count):
         user = who[number % users]
+        ago = timedelta(seconds=(count - 1 - number) // users * PAUSE_S, milliseconds=number * 7919 % 10_007)
+        at = (now - ago).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         rest = user[:-1] + "}" if kind == "opened" else user + cells[number // users % len(cells)]
-        yield f'{{"eventId":"{prefix}{number:012x}","eventType":"{name}","eventTime":"{now}",{rest}'
+        yield f'{{"eventId":"{prefix}{number:012x}","eventType":"{name}","eventTime":"{at}",{rest}'
