@@ -58,6 +58,12 @@ async def test_the_page_needs_nothing_else(shared_daemon):
     assert "https://" not in text
 
 
+def mixes_spellings(body):
+    events = body if isinstance(body, list) else [body]
+    others = {spelling for spellings, _ in FIELDS.values() for spelling in spellings}
+    return any(isinstance(event, dict) and others & event.keys() and FIELDS.keys() & event.keys() for event in events)
+
+
 def test_the_daemon_answers_as_described(shared_daemon):
     """schemathesis makes requests from the description, good and bad, and holds each answer against it."""
     schema = schemathesis.openapi.from_url(f"{shared_daemon.url}{PATH}")
@@ -74,6 +80,8 @@ def test_the_daemon_answers_as_described(shared_daemon):
             if case.query and "cursor" in case.query:  # only the daemon can make one
                 excluded.append(checks.positive_data_acceptance)
             if case.query and ("since" in case.query or "every" in case.query):  # together they may be too many buckets
+                excluded.append(checks.positive_data_acceptance)
+            if mixes_spellings(case.body):  # a name that the schema does not know may be another's other spelling
                 excluded.append(checks.positive_data_acceptance)
             if isinstance(case.body, list):  # the bad events of a batch are named, and the others taken
                 excluded.append(checks.negative_data_rejection)
