@@ -55,6 +55,11 @@ _MAX_READ_BYTES: Final = 8 * 1024 * 1024
 _CHECKPOINT_PAGES: Final = 16_000
 # Commits that one trim removes, so that it stays short: it runs in line with the commits.
 _TRIM_COMMITS: Final = 500
+# Bytes of free pages that the files may keep for the next commits; past it they go back to the disk, and while the
+# disk is low nearly all do. What is left is rewritten for that, in line with the commits, so it may not be much.
+_SLACK_BYTES: Final = 64 * 1024 * 1024
+_SLACK_LOW_BYTES: Final = 256 * 1024
+_MAX_REWRITE_BYTES: Final = 16 * 1024 * 1024
 
 log = structlog.get_logger("journal")
 
@@ -359,6 +364,7 @@ class SqliteJournal:
         await trio.to_thread.run_sync(
             self._reader.execute, "pragma wal_checkpoint(passive)", limiter=self._read_limiter
         )
+        await trio.to_thread.run_sync(self._shrink, limiter=self._limiter)
 
     def _trim(self, offsets: dict[str, int], floor: int) -> bool:
         """In the worker thread: trim some commits; tells whether more are left."""
@@ -380,6 +386,27 @@ class SqliteJournal:
             self.trimmed_to = last
             self.payload_bytes -= int(size)
         return bool(count == _TRIM_COMMITS)
+
+    def _shrink(self) -> None:
+        """In the worker thread: give space back to the disk that an outage took, once the stores have what it held.
+
+        Free pages alone would be used again, but the disk would stay low, and events refused, for good.
+        """
+        low = self._disk_fault is not None
+        pages, free, page_bytes = (
+            self._db.execute(f"pragma {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+        )
+        slack, rest = free * page_bytes, (pages - free) * page_bytes
+        if slack <= (_SLACK_LOW_BYTES if low else _SLACK_BYTES) or rest > min(slack, _MAX_REWRITE_BYTES):
+            return
+        try:
+            self._db.execute("vacuum")
+            self._db.execute("pragma wal_checkpoint(truncate)")
+        except sqlite3.Error as error:  # as it was, only larger; the next trim tries again
+            log.warning("the journal's file could not be made smaller", error=str(error), path=str(self._path))
+            return
+        self._disk_seen = -_DISK_CHECK_S
+        log.info("the journal's file was made smaller", freed_bytes=slack)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -178,6 +178,28 @@ async def test_past_the_free_disk_it_refuses_until_there_is_room(start):
     assert await kept(journal, event()) == [True]
 
 
+async def test_what_an_outage_took_of_the_disk_is_given_back_once_the_disk_is_low(start, tmp_path):
+    """Free pages in the file do not help a disk that is low: it would stay so, and everything be refused."""
+
+    def size():
+        return sum(file.stat().st_size for file in tmp_path.iterdir())
+
+    journal = start()
+    for _ in range(40):
+        await kept(journal, event(data='{"text":"%s"}' % ("x" * 100_000)))
+    await journal.trim({"store": 20}, 20)
+    assert size() > 4_000_000
+    journal.min_free_bytes = 2**62
+    journal._disk_seen = -1e9  # it looks once a second
+    assert "min_free_bytes" in journal.fault
+    await journal.trim({"store": 40}, 40)
+    assert size() < 200_000
+    journal.min_free_bytes = 0
+    assert journal.fault is None  # it looks at once
+    assert await kept(journal, event()) == [True]
+    assert [commit.first_seq for commit in await journal.read(40, 41, 10)] == [41]
+
+
 async def test_appends_during_one_commit_share_the_next(start):
     journal = start()
     journal.sink.hold()

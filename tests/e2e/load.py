@@ -39,6 +39,7 @@ class Refusal:
     at: float  # trio's clock
     status: int
     body: bytes
+    retry_after: str | None = None  # the header, in seconds
 
 
 class Load:
@@ -173,7 +174,7 @@ class Load:
         with trio.fail_after(PATIENCE_S):
             answer = await connection.request("POST", EVENTS, headers=[JSON], body=body)
         if answer.status != 202:
-            self.refusals.append(Refusal(trio.current_time(), answer.status, answer.body))
+            self.refusals.append(Refusal(trio.current_time(), answer.status, answer.body, answer.header("retry-after")))
         return answer
 
     def _check(self, answer: Answer, batch: list[dict[str, Any]], fresh: set[str], attempts: int) -> None:

@@ -1,6 +1,6 @@
 """PostgreSQL goes away: ingest does not notice, the journal keeps it all, and it gets there in the end.
 
-``CLASSPULSE_OUTAGE_S`` says for how long (the full form is 30).
+``CLASSPULSE_OUTAGE_S`` says for how long (the full form is 60).
 """
 
 import os

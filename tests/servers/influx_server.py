@@ -9,6 +9,9 @@ import trio
 
 from tests.servers.process import ServerProcess, free_port
 
+# All points of a long run are read in one answer.
+QUERY_WITHIN_S = 120
+
 # What is on the disk is not what these tests are about; and nobody is told that they ran.
 CONFIG = """
 reporting-disabled = true
@@ -93,7 +96,7 @@ class InfluxServer(ServerProcess):
 
     def call(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         auth = None if self.password is None else ("admin", self.password)
-        return httpx.request(method, self.url + path, auth=auth, timeout=30, trust_env=False, **arguments)
+        return httpx.request(method, self.url + path, auth=auth, timeout=QUERY_WITHIN_S, trust_env=False, **arguments)
 
     def query(self, text: str, *, database: str = "", **bound: Any) -> list[dict[str, Any]]:
         parameters = {"q": text, "db": database, "epoch": "ns", "params": httpx.Response(200, json=bound).text}
