@@ -103,7 +103,9 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--instructors", type=_natural, help="they ask queries, and each has a subscriber")
     what.add_argument("--subscribers", type=_natural, help="open streams; default one an instructor")
     what.add_argument("--rate", type=float, metavar="N", help="events a second of all students together")
-    what.add_argument("--duration", metavar="TIME", help="such as 30s, 10m: the shape is stretched to it")
+    what.add_argument(
+        "--duration", metavar="TIME", help="such as 30s, 10m: the shape is pressed together, or its end held"
+    )
     what.add_argument("--shape", metavar="SPEC", help='such as "ramp:10s hold:50s spike:5s@100%%"')
     what.add_argument("--closed", action="store_true", help="closed loop: users wait for answers")
     what.add_argument("--speed", type=float, default=1.0, metavar="X", help="of replay (default 1)")
@@ -160,6 +162,8 @@ def _play(arguments: argparse.Namespace) -> int:
 def _capacity(arguments: argparse.Namespace) -> int:
     if arguments.files or arguments.fault:
         raise UsageError("capacity takes no file and no fault")
+    if arguments.html:
+        raise UsageError("capacity writes no HTML")
     base = scenarios.BUILT_IN["classroom-200"]
     step_s = durations.seconds(arguments.step)
     base = replace(base, shape=shapes.parse(f"ramp:{step_s / 3}s hold:{step_s * 2 / 3}s"))
@@ -193,8 +197,6 @@ def _capacity(arguments: argparse.Namespace) -> int:
     print(answer.text())
     if arguments.json:
         arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(answer), indent=1) + b"\n")
-    if arguments.html:
-        raise UsageError("capacity writes no HTML")
     return HELD if answer.ok else BROKEN
 
 

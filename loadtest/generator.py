@@ -116,9 +116,11 @@ class Generator:
         try:
             for wait_s, action in steps:
                 due += wait_s
-                if due > end_s or len(self.entries) >= self._most_events:
+                if due > end_s:
                     break
                 await self._sleep_until(due)
+                if len(self.entries) >= self._most_events:
+                    break
                 if self._plan.closed:
                     due = self._clock.offset_s
                 try:

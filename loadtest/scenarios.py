@@ -184,7 +184,7 @@ def tuned(
     size = students or scenario.students
     chosen = shape or scenario.shape
     if duration_s is not None:
-        chosen = chosen.stretched(duration_s)
+        chosen = chosen.lasting(duration_s)
     return replace(
         scenario,
         students=size,

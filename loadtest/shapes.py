@@ -32,8 +32,11 @@ class Shape:
         """From the begin to the last corner."""
         return self.corners[-1][0]
 
-    def stretched(self, duration_s: float) -> "Shape":
-        """The same corners over another time."""
+    def lasting(self, duration_s: float) -> "Shape":
+        """The same over another time: a longer one holds the end for longer, a shorter one is pressed together."""
+        *before, (_, level) = self.corners
+        if duration_s > self.duration_s and before[-1][1] == level:
+            return Shape((*before, (duration_s, level)))
         factor = duration_s / self.duration_s
         return Shape(tuple((time * factor, level) for time, level in self.corners))
 

@@ -233,9 +233,9 @@ class _LeanLine:
 
 def _short(error: BaseException) -> str:
     """A kind to count by: without addresses or ports."""
-    return (
-        "no answer in time" if isinstance(error, trio.TooSlowError | httpx.TimeoutException) else type(error).__name__
-    )
+    if isinstance(error, trio.TooSlowError | httpx.TimeoutException):
+        return "no answer in time"
+    return "no connection" if isinstance(error, httpx.ConnectError | OSError) else "cut off"
 
 
 TRANSPORTS: Final[dict[str, Callable[[Target], Transport]]] = {"httpx": HttpxTransport, "lean": LeanTransport}
