@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 
 from loadtest.durations import written
+from loadtest.errors import InterruptedSearchError
 from loadtest.result import Judgement, Result
 
 # The border is known well enough when the two sides are this near, as a share of the larger.
@@ -54,6 +55,7 @@ class Answer(msgspec.Struct):
     breaks: Probe | None
     probes: list[Probe]
     asked: Probe | None = None  # at the size of `--students`
+    interrupted: bool = False
 
     @property
     def generator_bound(self) -> bool:
@@ -63,15 +65,19 @@ class Answer(msgspec.Struct):
     @property
     def ok(self) -> bool:
         """The size that was asked for is carried; without one, any size."""
+        if self.interrupted:
+            return False
         return self.asked.held if self.asked is not None else self.carries > 0
 
     def text(self) -> str:
         """The answer for people."""
         many = f"at least {self.carries}" if self.breaks is None or self.generator_bound else str(self.carries)
         lines = [f"capacity: {many} students"]
-        if self.breaks is None:
+        if self.interrupted:
+            lines.append("  interrupted: the search was not over")
+        elif self.breaks is None:
             lines.append("  no promise broke up to the most that was tried (--most)")
-        else:
+        if self.breaks is not None:
             lines.append(f"  at {self.breaks.students} broke first: {self.breaks.broke_first}")
             lines.append(f"  then: {self.breaks.state}")
         if self.generator_bound:
@@ -95,37 +101,53 @@ class Answer(msgspec.Struct):
         )
 
 
+class _Search:
+    """What is known so far; every size is tried once."""
+
+    def __init__(self, probe: Callable[[int], Awaitable[Probe]], most: int) -> None:
+        self.tried: dict[int, Probe] = {}
+        self.good = 0
+        self.bad: Probe | None = None
+        self.wanted: Probe | None = None
+        self._probe = probe
+        self._most = most
+
+    async def at(self, students: int) -> Probe:
+        if students not in self.tried:
+            self.tried[students] = await self._probe(students)
+        found = self.tried[students]
+        if found.held:
+            self.good = students
+        else:
+            self.bad = found
+        return found
+
+    async def run(self, first: int, asked: int | None) -> None:
+        size = min(first, self._most)
+        if asked is not None:
+            self.wanted = await self.at(asked)
+            size = min(self._most, ceil(asked * GROWTH))
+        while self.bad is None and self.good < self._most and len(self.tried) < MOST_PROBES:
+            await self.at(size)
+            size = min(self._most, ceil(size * GROWTH))
+        while self.bad is not None and self._wide(self.bad.students) and len(self.tried) < MOST_PROBES:
+            await self.at((self.good + self.bad.students) // 2)
+
+    def _wide(self, bad: int) -> bool:
+        return bad - self.good > max(1, PRECISION * bad)
+
+
 async def search(
     probe: Callable[[int], Awaitable[Probe]], *, first: int, most: int, asked: int | None = None
 ) -> Answer:
-    """Double until it breaks, then halve the gap. `asked` is tried first. Every size is tried once."""
-    tried: dict[int, Probe] = {}
-
-    async def at(students: int) -> Probe:
-        if students not in tried:
-            tried[students] = await probe(students)
-        return tried[students]
-
-    wanted = await at(asked) if asked is not None else None
-    good, bad = 0, None
-    size = min(first, most)
-    if wanted is not None:
-        size = wanted.students if not wanted.held else min(most, ceil(wanted.students * GROWTH))
-        good = wanted.students if wanted.held else 0
-        bad = None if wanted.held else wanted
-    while bad is None and good < most and len(tried) < MOST_PROBES:
-        found = await at(size)
-        if found.held:
-            good, size = size, min(most, ceil(size * GROWTH))
-        else:
-            bad = found
-    while bad is not None and bad.students - good > max(1, PRECISION * bad.students) and len(tried) < MOST_PROBES:
-        found = await at((good + bad.students) // 2)
-        if found.held:
-            good = found.students
-        else:
-            bad = found
-    return Answer(good, bad, list(tried.values()), wanted)
+    """Double until it breaks, then halve the gap. `asked` is tried first. An interrupted search tells what it knows."""
+    known = _Search(probe, most)
+    interrupted = False
+    try:
+        await known.run(first, asked)
+    except InterruptedSearchError:
+        interrupted = True
+    return Answer(known.good, known.bad, list(known.tried.values()), known.wanted, interrupted)
 
 
 def probe_of(students: int, result: Result) -> Probe:

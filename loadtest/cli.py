@@ -18,7 +18,7 @@ import trio
 from loadtest import capacity, comparison, durations, faults, local, promises, report, scenarios, shapes, target
 from loadtest import result as results
 from loadtest.display import display, text
-from loadtest.errors import LoadTestError, UsageError
+from loadtest.errors import InterruptedSearchError, LoadTestError, UsageError
 from loadtest.local import Servers
 from loadtest.plan import Plan
 from loadtest.runner import Display, Run, new_run
@@ -187,7 +187,7 @@ def _capacity(arguments: argparse.Namespace) -> int:
             run = _run(arguments, "classroom-200", scenario, found, servers, shown=shown)
             result = await run.play()
             if result.interrupted:
-                raise KeyboardInterrupt
+                raise InterruptedSearchError
             found_here = capacity.probe_of(students, result)
             shown.say(f"{students} students: {'held' if found_here.held else f'broke {found_here.broke_first}'}")
             return found_here

@@ -82,7 +82,7 @@ class LiveDisplay:
         self._live.update(table)
 
 
-COLUMNS: Final = ("time", "students", "events/s", "errors", "p50", "p99", "alerts p99", "lag", "daemon CPU", "memory")
+COLUMNS: Final = ("time", "at work", "events/s", "errors", "p50", "p99", "alerts p99", "lag", "daemon CPU", "memory")
 
 
 def _cells(news: Progress) -> list[str]:
@@ -94,7 +94,7 @@ def _cells(news: Progress) -> list[str]:
     return [
         f"{news.offset_s:.0f}/{news.duration_s:.0f} s",
         str(tick.at_work),
-        str(tick.acknowledged),
+        f"{tick.acknowledged / max(0.1, news.passed_s):,.0f}",
         str(tick.errors),
         written(tick.post.percentile(50)) if tick.post.total else "-",
         written(tick.post.percentile(99)) if tick.post.total else "-",
@@ -113,9 +113,9 @@ def display() -> PlainDisplay | LiveDisplay:
 def text(result: Result) -> str:
     """A result as lines."""
     events = result.events
-    counted = ("sent", "acknowledged", "refused", "unknown", "requests", "retries", "given up", "never sent in time")
+    names = ("sent", "acknowledged", "refused", "unknown", "requests", "retries", "given up", "never sent in time")
     lines = [f"{result.scenario}: {result.verdict}"]
-    lines += ["  " + ", ".join(f"{events[name]:,} {name}" for name in counted), "", "  promises"]
+    lines += ["  " + ", ".join(f"{events[each]:,} {each}" for each in names), "", "  promises"]
     lines += [
         f"    {'ok  ' if each.held else 'MISS'} {each.promise:<20} {each.measured}" for each in result.judgements
     ] or ["    none"]

@@ -11,3 +11,7 @@ class UsageError(LoadTestError):
 
 class TransportError(Exception):
     """A request got no whole answer: refused, cut, or silent for too long."""
+
+
+class InterruptedSearchError(LoadTestError):
+    """Somebody ended a run of a search."""

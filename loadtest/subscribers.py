@@ -5,6 +5,7 @@ What comes is noted, not judged: `notifications.py` compares it with what was se
 
 from array import array
 from datetime import datetime
+from math import inf
 from typing import Final
 
 import msgspec
@@ -87,15 +88,16 @@ class Subscriber:
             try:
                 await self._follow()
             except (ConnectionClosed, HandshakeError, OSError) as error:
-                self._cut(_reason(error))
+                if self._subscribed or not self.cuts:  # a daemon that is away is asked again and again: told once
+                    self.cuts.append(_reason(error))
             finally:
-                if self.spans and self.spans[-1][1] == float("inf"):
+                if self._subscribed:
                     self.spans[-1][1] = self._clock.offset_s
             await trio.sleep(AGAIN_AFTER_S)
 
-    def _cut(self, reason: str) -> None:
-        if not self.cuts or self.spans:  # a daemon that is away is asked again and again: told once
-            self.cuts.append(reason)
+    @property
+    def _subscribed(self) -> bool:
+        return bool(self.spans) and self.spans[-1][1] == inf
 
     async def _follow(self) -> None:
         headers = [(name.encode(), value.encode()) for name, value in self._target.headers]
@@ -111,8 +113,8 @@ class Subscriber:
     def _take(self, frame: _Frame, now: float) -> None:
         self.frames += 1
         if frame.type == "snapshot":
-            if not self.spans or self.spans[-1][1] != float("inf"):
-                self.spans.append([now, float("inf")])
+            if not self._subscribed:
+                self.spans.append([now, inf])
             self.ready.set()
         for alert in frame.alerts:
             self._take_alert(alert, now)

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from loadtest import promises
 from loadtest.capacity import MOST_PROBES, PRECISION, Probe, search
+from loadtest.errors import InterruptedSearchError
 from loadtest.result import judgement
 
 
@@ -70,3 +71,18 @@ async def test_a_border_of_the_generator_is_no_border_of_the_daemon():
     assert answer.generator_bound
     assert answer.text().startswith(f"capacity: at least {answer.carries}")
     assert "--workers" in answer.text()
+
+
+async def test_an_interrupted_search_tells_what_it_knows():
+    system = System(1000)
+
+    async def probe(students):
+        if len(system.tried) == 3:
+            raise InterruptedSearchError
+        return await system.probe(students)
+
+    answer = await search(probe, first=50, most=10_000)
+    assert not answer.ok
+    assert answer.carries == 200
+    assert "interrupted" in answer.text()
+    assert "at least 200" in answer.text()

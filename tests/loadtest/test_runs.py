@@ -77,7 +77,7 @@ def test_a_class_loses_nothing(command, at, tmp_path):
     assert any(sample.get("commit_mean_s") for sample in found["samples"])
     assert any(sample.get("rss_bytes") for sample in found["samples"])
     assert "HELD" in (tmp_path / "a.html").read_text()
-    assert "students" in done.stderr
+    assert "at work" in done.stderr
 
 
 async def test_a_daemon_that_forgets_an_event_is_found_out(command, shared_daemon, shared_database, tmp_path):
