@@ -44,7 +44,7 @@ _receipt: Final = msgspec.json.Decoder(_Receipt).decode
 
 @contextmanager
 def collecting_rarely() -> Iterator[None]:
-    """Keep the cyclic collector from passing over thousands of users while their requests are due: 0.1 s at 5,000."""
+    """Keep the cyclic collector from passing over thousands of users while their requests are due."""
     before = gc.get_threshold()
     gc.collect()
     gc.set_threshold(100_000, 100, 1000)

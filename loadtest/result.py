@@ -173,7 +173,8 @@ def limits(tally: Tally, *, processes: int, loaded_s: float) -> Limits:
             "the times are partly its own. Use --workers, --transport lean, or another machine"
         )
     else:
-        says = f"the generator kept up: {cpu:.0%} of a core a process, p99 {late * 1000:.1f} ms late, at most {longest * 1000:.0f} ms"
+        wakes = f"wakes {late * 1000:.1f} ms late at p99, {longest * 1000:.0f} ms at most"
+        says = f"the generator kept up: {cpu:.0%} of a core a process, {wakes}"
     return Limits(late, longest, cpu, processes, late_too_often or busy, says)
 
 

@@ -69,7 +69,8 @@ def test_news_around_a_cut_are_not_asked_for():
     spans = [(0, 10), (12, 100)]
     news = reckon([subscriber([(0, 1, 1.1), (0, 13, 13.1)], [(0, "error", 1, 1.1)], spans)], entries)
     assert (news.missing_alerts, news.missing_deltas, news.excused) == ([], [], 1)
-    assert news.deltas.total == 2
+    assert news.deltas.total == 3
+    assert news.deltas.max == pytest.approx(13.1 - 9.5, rel=0.01)
 
 
 def test_other_classes_and_doubtful_events_are_not_asked_for():
