@@ -74,15 +74,19 @@ class LiveDisplay:
     def tick(self, news: Progress) -> None:
         """See `runner.Display`."""
         self._rows.append(_cells(news))
-        table = Table(title=self._title, title_justify="left")
+        table = Table(title=self._title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
         for name in COLUMNS:
-            table.add_column(name, justify="right")
+            # The last word of two is said by the unit, and 80 columns are few.
+            table.add_column(name.split()[0] if name in LONG else name, justify="right", no_wrap=True)
         for row in self._rows:
             table.add_row(*row)
         self._live.update(table)
 
 
 COLUMNS: Final = ("time", "at work", "events/s", "errors", "p50", "p99", "alerts p99", "lag", "daemon CPU", "memory")
+
+
+LONG: Final = ("alerts p99", "daemon CPU")
 
 
 def _cells(news: Progress) -> list[str]:
