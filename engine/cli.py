@@ -23,7 +23,12 @@ _OK, _FAULT, _USAGE = 0, 1, 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else list(argv)
+    if given[:1] == ["loadtest"]:  # has a command line of its own, and options that argparse would take for ours
+        from loadtest.cli import main as loadtest
+
+        return loadtest(given[1:])
+    arguments = _parser().parse_args(given)
     command: Callable[[argparse.Namespace], int] = arguments.command
     return command(arguments)
 
@@ -45,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     migrate = add("migrate", _migrate, "bring the database to the current schema")
     for command in (serve, check, migrate):
         command.add_argument("--config", type=Path, metavar="FILE", help="a TOML file; the environment wins over it")
+    commands.add_parser("loadtest", help="load a daemon with virtual students, and check that nothing is lost")
     add("version", _version, "print the version")
     return parser
 

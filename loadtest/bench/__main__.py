@@ -16,8 +16,10 @@ from pathlib import Path
 from statistics import median
 from types import FrameType
 
-from loadtest.bench import database, disk, measures, queries, report, stores
-from loadtest.bench.processes import ROOT, BenchError, claim_cores, need
+from loadtest import database
+from loadtest.bench import disk, measures, queries, report, stores
+from loadtest.errors import LoadTestError
+from loadtest.processes import ROOT, claim_cores, need
 
 ROWS = ("single", "batch", "users")
 # What is measured when it is asked for: nothing is promised about it by `make bench`.
@@ -30,7 +32,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         machine, rows = _run(arguments)
-    except BenchError as error:
+    except LoadTestError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -78,7 +80,7 @@ def _run(arguments: argparse.Namespace) -> tuple[dict[str, str], list[report.Row
         directory, cluster = Path(make(prefix="classpulse-bench-")), Path(make(prefix="classpulse-bench-pg-"))
         if arguments.keep:
             print(f"logs and data stay in {directory} and {cluster}", file=sys.stderr)
-        postgres = stack.enter_context(database.running(cluster, cores.load))
+        postgres = stack.enter_context(database.running(cluster, cores.load)).database
         bench = measures.Bench(cores, postgres, directory, arguments.seconds, arguments.rounds)
         machine = _machine(directory) | {"PostgreSQL": postgres.ask("postgres", "SHOW server_version")}
         if "floor" in arguments.only:

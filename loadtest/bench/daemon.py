@@ -4,7 +4,6 @@ import contextlib
 import http.client
 import json
 import math
-import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,10 +14,12 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from loadtest.bench.database import Database
 from loadtest.bench.generator import PATH, Generator, Load
-from loadtest.bench.processes import BenchError, Server, python_server
 from loadtest.bench.servers import Influx
+from loadtest.daemons import environment
+from loadtest.database import Database
+from loadtest.errors import LoadTestError
+from loadtest.processes import Server, python_server
 
 DRAIN_TIMEOUT_S = 120.0
 POLL_S = 0.05
@@ -100,7 +101,7 @@ class Daemon:
             else:
                 zero_since = None
             time.sleep(POLL_S)
-        raise BenchError(f"{self.name}: lag was still {lag} after {DRAIN_TIMEOUT_S:.0f} s")
+        raise LoadTestError(f"{self.name}: lag was still {lag} after {DRAIN_TIMEOUT_S:.0f} s")
 
     def cell_rows(self) -> int:
         """Rows or points in `cell_executions`, where every event goes that wrk sends."""
@@ -200,7 +201,7 @@ class Daemon:
                 answer = connection.getresponse()
                 text = answer.read()
                 if answer.status != 202 or json.loads(text)["accepted"] != len(group):
-                    raise BenchError(f"{self.name}: {answer.status} {text[:300]!r} to a batch of {len(group)}")
+                    raise LoadTestError(f"{self.name}: {answer.status} {text[:300]!r} to a batch of {len(group)}")
 
 
 def _grouped(events: Iterable[str], size: int) -> Iterator[list[str]]:
@@ -236,16 +237,9 @@ def running(
     """
     data = data_dir(directory, name)
     data.mkdir(exist_ok=True)
-    env = {key: value for key, value in os.environ.items() if not key.startswith("CLASSPULSE_")}
-    env |= {
-        "CLASSPULSE_HTTP__PORT": "0",
-        "CLASSPULSE_POSTGRES__DSN": database.create(name) if dsn is None else dsn,
-        "CLASSPULSE_DATA_DIR": str(data),
-    }
+    env = environment(data, database.create(name) if dsn is None else dsn)
     env |= {} if influx is None else influx.environment
     env |= more or {}
-    for unwanted in ("RUNTIME_DIRECTORY", "STATE_DIRECTORY"):
-        env.pop(unwanted, None)
     log = directory / f"daemon-{name}.log"
     with python_server(core, "engine", "serve", env=env, log=log) as server:
         yield Daemon(server, database, name, influx=influx)

@@ -7,8 +7,9 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest.bench.processes import BenchError, Server, pinned
 from loadtest.bench.traffic import new_run, write_fragments
+from loadtest.errors import LoadTestError
+from loadtest.processes import Server, pinned
 
 SCRIPT = Path(__file__).with_name("events.lua")
 PATH = "/api/v1/events"
@@ -90,7 +91,7 @@ class Generator:
         server_cpu_s = server.cpu_s() - server_cpu_s
         lines = [line for line in done.stdout.splitlines() if line.startswith("BENCH ")]
         if done.returncode or not lines:
-            raise BenchError(f"wrk failed: {done.stderr.strip() or done.stdout.strip()}")
+            raise LoadTestError(f"wrk failed: {done.stderr.strip() or done.stdout.strip()}")
         seen = json.loads(lines[0].removeprefix("BENCH "))
         cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         return Load(

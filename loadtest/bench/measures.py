@@ -9,11 +9,11 @@ from statistics import median
 
 from loadtest.bench import daemon as daemons
 from loadtest.bench.daemon import Daemon, Drained
-from loadtest.bench.database import Database
 from loadtest.bench.generator import Generator, Load
-from loadtest.bench.processes import Cores, Server, python_server
 from loadtest.bench.report import Row
 from loadtest.bench.traffic import arrivals
+from loadtest.database import Database
+from loadtest.processes import Cores, Server, python_server
 
 # What issue 2 promises.
 FLOOR_SHARE = 0.40

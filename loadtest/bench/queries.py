@@ -16,9 +16,9 @@ from loadtest.bench import daemon as daemons
 from loadtest.bench import filling, servers
 from loadtest.bench.daemon import Daemon
 from loadtest.bench.measures import BATCH, CELL_RUNS_ON_ARRIVAL, Bench
-from loadtest.bench.processes import BenchError
 from loadtest.bench.report import Row
 from loadtest.bench.traffic import arrivals, samples
+from loadtest.errors import LoadTestError
 
 # What issue 4 promises.
 SERIES_ROWS, SERIES_MS = 5_000_000, 300.0
@@ -106,7 +106,7 @@ def _uncached_ms(daemon: Daemon, redis: servers.Redis) -> float:
     deadline = time.monotonic() + CACHE_TIMEOUT_S
     while not redis.holds(SUMMARY_KEY):
         if time.monotonic() > deadline:
-            raise BenchError(f"{SUMMARY_KEY} did not come into Redis")
+            raise LoadTestError(f"{SUMMARY_KEY} did not come into Redis")
         time.sleep(0.01)
     return found
 
@@ -120,7 +120,7 @@ def _overviews(daemon: Daemon, *, changed: bool = False) -> list[float]:
         times += _times(daemon, OVERVIEW, 1)
     users = len(daemon.get(OVERVIEW)["state"]["users"])
     if users != OVERVIEW_USERS:
-        raise BenchError(f"{OVERVIEW}: {users} users in place of {OVERVIEW_USERS}")
+        raise LoadTestError(f"{OVERVIEW}: {users} users in place of {OVERVIEW_USERS}")
     return times
 
 
@@ -143,7 +143,7 @@ def _under_load(bench: Bench, daemon: Daemon) -> list[float]:
             times += _times(daemon, OVERVIEW, 1)
             time.sleep(0.02)
         if not found.result().clean or found.result().events_per_s < 0.9 * LIVE_EVENTS_PER_S:
-            raise BenchError(f"the load beside overviews was {found.result()}")
+            raise LoadTestError(f"the load beside overviews was {found.result()}")
     return times
 
 
@@ -159,5 +159,5 @@ def _times(daemon: Daemon, path: str, tries: int) -> list[float]:
             body = answer.read()
             times.append((time.perf_counter() - began) * 1000)
             if answer.status != 200 or not json.loads(body):
-                raise BenchError(f"{path}: {answer.status} {body[:300]!r}")
+                raise LoadTestError(f"{path}: {answer.status} {body[:300]!r}")
     return times

@@ -14,8 +14,8 @@ from urllib.parse import urlencode
 import psutil
 import redis
 
-from loadtest.bench.database import free_port
-from loadtest.bench.processes import BenchError, need, pinned, stop
+from loadtest.errors import LoadTestError
+from loadtest.processes import free_port, need, pinned, stop
 
 START_TIMEOUT_S = 60.0
 ASK_TIMEOUT_S = 60.0
@@ -69,7 +69,7 @@ class Influx:
         answer = json.loads(body)
         result = answer.get("results", [answer])[0]
         if status != 200 or "error" in result:
-            raise BenchError(f"InfluxDB: {text}: {body[:300]!r}")
+            raise LoadTestError(f"InfluxDB: {text}: {body[:300]!r}")
         return [row for series in result.get("series", []) for row in series["values"]]
 
     def cell_points(self) -> int:
@@ -164,7 +164,7 @@ def _process(core: int, base: Path, up: Callable[[], bool], *command: str) -> It
         deadline = time.monotonic() + START_TIMEOUT_S
         while not up():
             if process.poll() is not None or time.monotonic() > deadline:
-                raise BenchError(f"{command[0]} did not start:\n{log.read_text(errors='replace')[-2000:]}")
+                raise LoadTestError(f"{command[0]} did not start:\n{log.read_text(errors='replace')[-2000:]}")
             time.sleep(0.05)
         yield psutil.Process(process.pid)
     finally:

@@ -1,0 +1,196 @@
+"""How many students a daemon carries: more and more until a promise breaks, then the border by halves."""
+
+from collections.abc import Awaitable, Callable
+from math import ceil
+from typing import Final
+
+import msgspec
+
+from loadtest.durations import written
+from loadtest.errors import InterruptedSearchError
+from loadtest.result import Judgement, Result
+
+# The border is known well enough when the two sides are this near, as a share of the larger.
+PRECISION: Final = 0.05
+GROWTH: Final = 2.0
+# A search ends after so many runs, however near the sides are.
+MOST_PROBES: Final = 20
+
+
+class Probe(msgspec.Struct):
+    """One run at one size."""
+
+    students: int
+    held: bool
+    judgements: list[Judgement]
+    lost: int
+    saturated: bool  # the generator, not the daemon
+    cpu_cores: float | None  # the daemon's, mean while loaded
+    commit_s: float | None  # mean time of a commit
+    lag_events: float | None  # most
+    broke_first: str | None = None
+
+    @property
+    def strain(self) -> float:
+        """Of the promise that is nearest to its bound, or furthest over it: 1 is at the bound."""
+        return max((each.strain if each.strain is not None else float("inf") for each in self.judgements), default=0.0)
+
+    @property
+    def state(self) -> str:
+        """The daemon at that moment."""
+        parts = []
+        if self.cpu_cores is not None:
+            parts.append(f"daemon's CPU {self.cpu_cores:.0%} of a core")
+        if self.commit_s is not None:
+            parts.append(f"commits {written(self.commit_s)}")
+        if self.lag_events is not None:
+            parts.append(f"lag up to {self.lag_events:,.0f} events")
+        return ", ".join(parts) or "nothing known of the daemon's inside"
+
+
+class Answer(msgspec.Struct):
+    """What the search found. `limit` None: nothing broke up to the most that was tried."""
+
+    carries: int  # the most students with which everything held
+    breaks: Probe | None
+    probes: list[Probe]
+    asked: Probe | None = None  # at the size of `--students`
+    interrupted: bool = False
+
+    @property
+    def generator_bound(self) -> bool:
+        """The border may be the generator's."""
+        return self.breaks is not None and self.breaks.saturated
+
+    @property
+    def ok(self) -> bool:
+        """The size that was asked for is carried; without one, any size."""
+        if self.interrupted:
+            return False
+        return self.asked.held if self.asked is not None else self.carries > 0
+
+    def text(self) -> str:
+        """The answer for people."""
+        many = f"at least {self.carries}" if self.breaks is None or self.generator_bound else str(self.carries)
+        lines = [f"capacity: {many} students"]
+        if self.interrupted:
+            lines.append("  interrupted: the search was not over")
+        elif self.breaks is None:
+            lines.append("  no promise broke up to the most that was tried (--most)")
+        if self.breaks is not None:
+            lines.append(f"  at {self.breaks.students} broke first: {self.breaks.broke_first}")
+            lines.append(f"  then: {self.breaks.state}")
+        if self.generator_bound:
+            lines.append("  the generator was at its own limit there: --workers or another machine sees further")
+        if self.asked is not None:
+            lines.append(self._headroom(self.asked))
+        lines += ["", "  students  held  nearest to its bound"]
+        for probe in sorted(self.probes, key=lambda probe: probe.students):
+            near = max(probe.judgements, key=lambda each: each.strain or 0.0, default=None)
+            shown = f"{near.promise} at {near.measured}" if near else ""
+            lines.append(f"  {probe.students:>8}  {'yes ' if probe.held else 'no  '}  {shown}; {probe.state}")
+        return "\n".join(lines)
+
+    def _headroom(self, asked: Probe) -> str:
+        if not asked.held:
+            return f"  at the {asked.students} students asked for: not carried; broke {asked.broke_first}"
+        spare = self.carries / asked.students
+        return (
+            f"  at the {asked.students} students asked for: headroom x {spare:.1f} in students; "
+            f"the nearest promise is at {asked.strain:.0%} of its bound; {asked.state}"
+        )
+
+
+class _Search:
+    """What is known so far; every size is tried once."""
+
+    def __init__(self, probe: Callable[[int], Awaitable[Probe]], most: int) -> None:
+        self.tried: dict[int, Probe] = {}
+        self.good = 0
+        self.bad: Probe | None = None
+        self.wanted: Probe | None = None
+        self._probe = probe
+        self._most = most
+
+    async def at(self, students: int) -> Probe:
+        if students not in self.tried:
+            self.tried[students] = await self._probe(students)
+        found = self.tried[students]
+        if found.held:
+            self.good = students
+        else:
+            self.bad = found
+        return found
+
+    async def run(self, first: int, asked: int | None) -> None:
+        size = min(first, self._most)
+        if asked is not None:
+            self.wanted = await self.at(asked)
+            size = min(self._most, ceil(asked * GROWTH))
+        while self.bad is None and self.good < self._most and len(self.tried) < MOST_PROBES:
+            await self.at(size)
+            size = min(self._most, ceil(size * GROWTH))
+        while self.bad is not None and self._wide(self.bad.students) and len(self.tried) < MOST_PROBES:
+            await self.at((self.good + self.bad.students) // 2)
+
+    def _wide(self, bad: int) -> bool:
+        return bad - self.good > max(1, PRECISION * bad)
+
+
+async def search(
+    probe: Callable[[int], Awaitable[Probe]], *, first: int, most: int, asked: int | None = None
+) -> Answer:
+    """Double until it breaks, then halve the gap. `asked` is tried first. An interrupted search tells what it knows."""
+    known = _Search(probe, most)
+    interrupted = False
+    try:
+        await known.run(first, asked)
+    except InterruptedSearchError:
+        interrupted = True
+    return Answer(known.good, known.bad, list(known.tried.values()), known.wanted, interrupted)
+
+
+def probe_of(students: int, result: Result) -> Probe:
+    """What a run says about its size."""
+    loaded = [sample for sample in result.samples if 0 < sample.offset_s <= float(result.options["duration_s"])]
+    cores = [sample.cpu_cores for sample in loaded if sample.cpu_cores is not None]
+    commits = [sample.commit_mean_s for sample in loaded if sample.commit_mean_s is not None]
+    return Probe(
+        students,
+        result.ok,
+        result.judgements,
+        sum(check.faults for check in result.checks),
+        result.generator.saturated,
+        sum(cores) / len(cores) if cores else None,
+        sum(commits) / len(commits) if commits else None,
+        result.figures["lag_max"],
+        broke_first(result),
+    )
+
+
+def broke_first(result: Result) -> str | None:
+    """The promise that broke first: of those about times, the one that broke in the earliest second; else the worst."""
+    broken = [each for each in result.judgements if not each.held]
+    lost = [check.name for check in result.checks if not check.held]
+    if not broken:
+        return lost[0] if lost else None
+
+    def order(each: Judgement) -> tuple[float, float]:
+        return first_second(each, result), -(each.strain if each.strain is not None else float("inf"))
+
+    first = min(broken, key=order)
+    return f"{first.promise} (was {first.measured})"
+
+
+def first_second(judgement: Judgement, result: Result) -> float:
+    """When a broken promise was first seen broken; infinite for those that only the whole run tells."""
+    if judgement.value is None or judgement.strain is None:
+        return float("inf")
+    bound = judgement.value / judgement.strain if judgement.strain else 0.0
+    for moment in result.timeline:
+        if judgement.figure == "errors" and moment.errors:
+            return moment.second
+        value = getattr(moment, f"{judgement.figure}_s", None)
+        if value is not None and value >= bound:
+            return moment.second
+    return float("inf")

@@ -1,0 +1,333 @@
+"""`classpulse loadtest …`: what is asked, whether it may be, and the exit code: 0 held, 1 not, 2 bad usage."""
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+import msgspec
+import trio
+
+from loadtest import capacity, comparison, durations, faults, local, promises, report, scenarios, shapes, target
+from loadtest import result as results
+from loadtest.display import display, text
+from loadtest.errors import InterruptedSearchError, LoadTestError, UsageError
+from loadtest.local import Servers
+from loadtest.plan import Plan
+from loadtest.runner import Display, Run, new_run
+from loadtest.scenarios import Scenario
+from loadtest.transports import TRANSPORTS
+
+HELD, BROKEN, USAGE = 0, 1, 2
+DEFAULT_URL: Final = "http://127.0.0.1:8765"
+# httpx costs some 1 ms of CPU a request; above this rate a core is not enough for it and the daemon's neighbours.
+HTTPX_UP_TO: Final = 100.0
+# Length of one run of a capacity search, in seconds; a third of it is the ramp.
+PROBE_S: Final = 20.0
+MOST_WORKERS: Final = 64
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one load test; returns the exit code."""
+    arguments = parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = COMMANDS.get(arguments.scenario, _play)
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return command(arguments)
+    except UsageError as error:
+        print(f"loadtest: {error}", file=sys.stderr)
+        return USAGE
+    except LoadTestError as error:
+        print(f"loadtest: {error}", file=sys.stderr)
+        return BROKEN
+    except KeyboardInterrupt:
+        print("loadtest: ended before there was a result", file=sys.stderr)
+        return BROKEN
+    except BaseExceptionGroup as group:
+        return _told(group)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    """SIGTERM is Ctrl-C wherever the run does not listen for it itself."""
+    raise KeyboardInterrupt
+
+
+def _told(group: BaseExceptionGroup[BaseException]) -> int:
+    """What we raise on purpose, in a line; anything else is a bug and keeps its traceback."""
+    known, rest = group.split((LoadTestError, KeyboardInterrupt))
+    if rest is not None:
+        raise rest
+    assert known is not None
+    found: list[BaseException] = [known]
+    while found:
+        error = found.pop()
+        if isinstance(error, BaseExceptionGroup):
+            found += error.exceptions
+        else:
+            print(f"loadtest: {error or 'ended before there was a result'}", file=sys.stderr)
+    return BROKEN
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    names = "\n".join(f"  {each.name:<14} {each.says}" for each in scenarios.BUILT_IN.values())
+    made = argparse.ArgumentParser(
+        prog="classpulse loadtest",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Loads a daemon with virtual students, checks that nothing is lost, and judges promises.",
+        epilog=f"scenarios:\n{names}\n  FILE.py        SCENARIO of your own\n  replay FILE    recorded requests\n"
+        "  capacity       how many students this daemon carries\n  compare A B    two results (JSON)\n"
+        "\nexit codes: 0 every promise held and nothing is missing, 1 not, 2 bad usage",
+    )
+    made.add_argument("scenario", metavar="SCENARIO")
+    made.add_argument("files", nargs="*", type=Path, metavar="FILE", help="of replay and compare")
+    where = made.add_argument_group("the daemon")
+    where.add_argument("--target", metavar="URL", help=f"default {DEFAULT_URL}")
+    where.add_argument("--local", action="store_true", help="start a daemon and a PostgreSQL of their own on loopback")
+    where.add_argument("--i-own-this-host", metavar="HOST", help="needed for a target that is not this machine")
+    where.add_argument("--dsn", help="PostgreSQL of the daemon: rows are counted too ($LOADTEST_DSN keeps it private)")
+    where.add_argument("--key-file", type=Path, metavar="FILE", help="holds an access key, for a daemon that wants one")
+    where.add_argument("--class", dest="class_id", metavar="ID", help="post to this class and not to fresh ones")
+    what = made.add_argument_group("the load")
+    what.add_argument("--students", type=_count)
+    what.add_argument("--classes", type=_count)
+    what.add_argument("--instructors", type=_natural, help="they ask queries, and each has a subscriber")
+    what.add_argument("--subscribers", type=_natural, help="open streams; default one an instructor")
+    what.add_argument("--rate", type=float, metavar="N", help="events a second of all students together")
+    what.add_argument(
+        "--duration", metavar="TIME", help="such as 30s, 10m: the shape is pressed together, or its end held"
+    )
+    what.add_argument("--shape", metavar="SPEC", help='such as "ramp:10s hold:50s spike:5s@100%%"')
+    what.add_argument("--closed", action="store_true", help="closed loop: users wait for answers")
+    what.add_argument("--speed", type=float, default=1.0, metavar="X", help="of replay (default 1)")
+    what.add_argument("--seed", default="1", help="the same seed plays the same load (default 1)")
+    what.add_argument("--transport", choices=["auto", *TRANSPORTS], default="auto")
+    what.add_argument("--workers", type=_count, default=1, help="processes that make the load (default 1)")
+    what.add_argument("--max-events", type=_count, default=2_000_000, metavar="N", help="bound (default 2000000)")
+    what.add_argument("--fault", action="append", default=[], metavar="KIND@TIME+TIME", help=_fault_help())
+    judged = made.add_argument_group("the verdict")
+    judged.add_argument("--slo", metavar="PROMISES", help='such as "p99<100ms, notify_p99<1s, errors<0.1%%"')
+    judged.add_argument("--drain", default="60s", metavar="TIME", help="wait so long for the stores (default 60s)")
+    judged.add_argument("--step", default=f"{PROBE_S:.0f}s", metavar="TIME", help="length of a run of capacity")
+    judged.add_argument("--most", type=_count, default=10_000, help="students that capacity tries (default 10000)")
+    judged.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
+    judged.add_argument("--html", type=Path, metavar="FILE", help="write the report there")
+    return made
+
+
+def _fault_help() -> str:
+    return "with --local; " + "; ".join(f"{kind}: {says}" for kind, (says, _) in faults.KINDS.items())
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _natural(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError("must be at least 0")
+    return number
+
+
+def _play(arguments: argparse.Namespace) -> int:
+    scenario_name = _scenario_name(arguments)
+    scenario = _tuned(arguments, scenarios.find(scenario_name, arguments.speed))
+    planned = _faults(arguments, scenario)
+    _check_outputs(arguments)
+    with _servers(arguments) as (found, servers), display() as shown:
+        run = _run(arguments, scenario_name, scenario, found, servers, shown=shown)
+        run.faults = planned
+        result = trio.run(run.play, strict_exception_groups=True)
+    print(text(result))
+    if arguments.json:
+        results.write(arguments.json, result)
+    if arguments.html:
+        arguments.html.write_text(report.html(result), encoding="utf-8")
+    return HELD if result.ok else BROKEN
+
+
+def _capacity(arguments: argparse.Namespace) -> int:
+    if arguments.files or arguments.fault:
+        raise UsageError("capacity takes no file and no fault")
+    if arguments.html:
+        raise UsageError("capacity writes no HTML")
+    base = scenarios.BUILT_IN["classroom-200"]
+    step_s = durations.seconds(arguments.step)
+    base = replace(base, shape=shapes.parse(f"ramp:{step_s / 3}s hold:{step_s * 2 / 3}s"))
+    promised = promises.parse(arguments.slo) if arguments.slo else base.promises
+    _check_outputs(arguments)
+    asked = arguments.students
+    if asked is not None and asked > arguments.most:
+        raise UsageError(f"--students {asked} is more than --most {arguments.most}")
+    rate = arguments.rate / asked if arguments.rate and asked else base.events_per_s / base.students
+    with _servers(arguments) as (found, servers), display() as shown:
+
+        async def probe(students: int) -> capacity.Probe:
+            scenario = scenarios.tuned(
+                base,
+                students=students,
+                classes=max(arguments.classes or 1, -(-students // scenarios.CLASS_SIZE)),
+                instructors=arguments.instructors,
+                events_per_s=rate * students,
+                promised=promised,
+            )
+            run = _run(arguments, "classroom-200", scenario, found, servers, shown=shown)
+            result = await run.play()
+            if result.interrupted:
+                raise InterruptedSearchError
+            found_here = capacity.probe_of(students, result)
+            shown.say(f"{students} students: {'held' if found_here.held else f'broke {found_here.broke_first}'}")
+            return found_here
+
+        search = partial(capacity.search, probe, first=min(50, arguments.most), most=arguments.most, asked=asked)
+        answer = trio.run(search, strict_exception_groups=True)
+    print(answer.text())
+    if arguments.json:
+        arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(answer), indent=1) + b"\n")
+    return HELD if answer.ok else BROKEN
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    if len(arguments.files) != 2:
+        raise UsageError("compare: expected two files")
+    before, after = (results.read(path) for path in arguments.files)
+    print(comparison.table(before, after))
+    return BROKEN if comparison.broke(before, after) else HELD
+
+
+COMMANDS: Final = {"capacity": _capacity, "compare": _compare}
+
+
+def _scenario_name(arguments: argparse.Namespace) -> str:
+    files: list[Path] = arguments.files
+    if arguments.scenario == "replay":
+        if len(files) != 1:
+            raise UsageError("replay: expected one file")
+        return f"replay:{files[0].resolve()}"
+    if files:
+        raise UsageError(f"what is {files[0]}? Only replay and compare take files")
+    name: str = arguments.scenario
+    return str(Path(name).resolve()) if name.endswith(".py") else name
+
+
+def _tuned(arguments: argparse.Namespace, scenario: Scenario) -> Scenario:
+    return scenarios.tuned(
+        scenario,
+        students=arguments.students,
+        classes=1 if arguments.class_id else arguments.classes,
+        instructors=arguments.instructors,
+        events_per_s=arguments.rate,
+        duration_s=durations.seconds(arguments.duration) if arguments.duration else None,
+        shape=shapes.parse(arguments.shape) if arguments.shape else None,
+        promised=promises.parse(arguments.slo) if arguments.slo is not None else None,
+    )
+
+
+def _faults(arguments: argparse.Namespace, scenario: Scenario) -> list[faults.Fault]:
+    planned = [faults.parse(text) for text in arguments.fault]
+    if planned and not arguments.local:
+        raise UsageError("--fault needs --local: only servers that we started are ours to break")
+    for fault in planned:
+        if fault.at_s + fault.for_s > scenario.duration_s:
+            raise UsageError(f"fault {fault.text} is not over when the load ends, at {scenario.duration_s:g} s")
+    return planned
+
+
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """Before the run and not after it: a result that cannot be written is a run in vain."""
+    for path in (arguments.json, arguments.html):
+        if path is not None and not path.resolve().parent.is_dir():
+            raise UsageError(f"{path}: no such directory")
+    if arguments.workers > MOST_WORKERS:
+        raise UsageError(f"--workers: at most {MOST_WORKERS}")
+
+
+@contextlib.contextmanager
+def _servers(arguments: argparse.Namespace) -> Any:
+    """The target, and our servers when we started some."""
+    key = None
+    if arguments.key_file is not None:
+        try:
+            key = arguments.key_file.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise UsageError(f"{arguments.key_file}: {error.strerror}") from error
+    if not arguments.local:
+        yield target.allowed(arguments.target or DEFAULT_URL, arguments.i_own_this_host, key), None
+        return
+    if arguments.target or arguments.dsn:
+        raise UsageError("--local starts its own servers: no --target and no --dsn beside it")
+    print("starting PostgreSQL and the daemon", file=sys.stderr)
+    with local.running() as servers:
+        yield target.allowed(servers.daemon.address, None, key), servers
+
+
+def _run(
+    arguments: argparse.Namespace,
+    name: str,
+    scenario: Scenario,
+    found: target.Target,
+    servers: Servers | None,
+    *,
+    shown: Display,
+) -> Run:
+    transport = arguments.transport
+    if transport == "auto":
+        transport = "httpx" if scenario.events_per_s <= HTTPX_UP_TO else "lean"
+    plan = Plan(
+        scenario_name=name,
+        run=new_run(),
+        seed=arguments.seed,
+        url=found.url,
+        key=found.key,
+        students=scenario.students,
+        classes=scenario.classes,
+        instructors=scenario.instructors,
+        events_per_s=scenario.events_per_s,
+        corners=scenario.shape.corners,
+        speed=arguments.speed,
+        closed=arguments.closed,
+        transport=transport,
+        class_id=arguments.class_id,
+        most_events=arguments.max_events,
+    )
+    options = {
+        "students": scenario.students,
+        "classes": scenario.classes,
+        "instructors": scenario.instructors,
+        "subscribers": scenario.instructors if arguments.subscribers is None else arguments.subscribers,
+        "events_per_s": scenario.events_per_s,
+        "duration_s": scenario.duration_s,
+        "loop": "closed" if arguments.closed else "open",
+        "transport": transport,
+        "workers": arguments.workers,
+        "seed": arguments.seed,
+        "run": plan.run,
+    }
+    return Run(
+        plan,
+        shown,
+        promises=scenario.promises,
+        workers=arguments.workers,
+        subscribers=arguments.subscribers,
+        dsn=servers.dsn if servers is not None else arguments.dsn or os.environ.get("LOADTEST_DSN"),
+        servers=servers,
+        drain_s=durations.seconds(arguments.drain),
+        options=options,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

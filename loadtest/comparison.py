@@ -1,0 +1,57 @@
+"""`compare A.json B.json`: what changed between two runs."""
+
+from loadtest.result import SHOWN, Result, figure_text
+
+# A figure that moved by less is taken for the same: runs on one machine differ by that much.
+SAME = 0.10
+# Higher is better for these alone.
+_MORE_IS_BETTER = ("rate",)
+
+
+def broke(before: Result, after: Result) -> list[str]:
+    """Promises that held before and do not hold after, and accounts that did."""
+    held = {each.promise for each in before.judgements if each.held}
+    whole = {check.name for check in before.checks if check.held}
+    found = [each.promise for each in after.judgements if not each.held and each.promise in held]
+    return found + [check.name for check in after.checks if not check.held and check.name in whole]
+
+
+def table(before: Result, after: Result) -> str:
+    """Figures side by side."""
+    lines = [f"{'':<14} {before.started:>22} {after.started:>22}   change"]
+    for name in SHOWN:
+        old, new = before.figures.get(name), after.figures.get(name)
+        if old is None and new is None:
+            continue
+        lines.append(f"{name:<14} {figure_text(name, old):>22} {figure_text(name, new):>22}   {change(name, old, new)}")
+    differing = [
+        f"{key}: {before.options.get(key)} before, {value} after"
+        for key, value in after.options.items()
+        if before.options.get(key) != value
+    ]
+    differing += [
+        f"{key}: {before.environment.get(key)} before, {value} after"
+        for key, value in after.environment.items()
+        if before.environment.get(key) != value and key != "target"
+    ]
+    if before.scenario != after.scenario:
+        differing.insert(0, f"scenario: {before.scenario} before, {after.scenario} after")
+    lines += ["", f"before: {before.verdict}", f"after:  {after.verdict}"]
+    lines += [f"broke: {name}" for name in broke(before, after)]
+    lines += [f"differs: {text}" for text in differing]
+    return "\n".join(lines)
+
+
+def change(name: str, old: float | None, new: float | None) -> str:
+    """In words."""
+    if old is None or new is None:
+        return "not measured in both"
+    if old == new:
+        return "same"
+    if not old:
+        return "from nothing"
+    ratio = new / old
+    if abs(ratio - 1) < SAME:
+        return f"x {ratio:.2f}, about the same"
+    better = (ratio > 1) == (name in _MORE_IS_BETTER)
+    return f"x {ratio:.2f}, {'better' if better else 'worse'}"

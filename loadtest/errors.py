@@ -1,0 +1,17 @@
+"""What ends a run or a bench before its time."""
+
+
+class LoadTestError(Exception):
+    """It cannot be run, or what was measured is wrong; the message is for people."""
+
+
+class UsageError(LoadTestError):
+    """Asked in a way that makes no sense, or that is refused; exit 2."""
+
+
+class TransportError(Exception):
+    """A request got no whole answer: refused, cut, or silent for too long."""
+
+
+class InterruptedSearchError(LoadTestError):
+    """Somebody ended a run of a search."""

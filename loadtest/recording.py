@@ -1,0 +1,109 @@
+"""`replay FILE`: requests that real clients sent, played again by as many people as wanted, as fast as wanted.
+
+A file has one JSON object a line with `t_ms`, `method` and `body` (text). Events keep their order and distance; each
+gets the id, time, class and user of its new sender. Only POSTs of events are played; a repeat of an event id (a
+client that sent again) is left out, because the player has retries of its own.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from loadtest.errors import UsageError
+from loadtest.scenarios import Scenario
+from loadtest.shapes import Shape
+from loadtest.users import Person, Post, Steps, VirtualUser
+
+IDS: Final = ("eventId", "event_id", "id")
+USERS: Final = ("emailAddress", "userId", "user_id")
+TYPES: Final = ("eventType", "event_type", "event")
+# What the player sets itself.
+_REPLACED: Final = (*IDS, *USERS, "eventTime", "timestamp", "event_timestamp", "time", "class_id", "classId")
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One event of a recording, and when it was sent: seconds since the first."""
+
+    at_s: float
+    fields: dict[str, Any]
+
+
+def read(path: Path) -> list[Recorded]:
+    """The events of a recording, in the order they were sent; UsageError when there are none."""
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        events = [event for line in lines if line.get("method") == "POST" for event in _events(line)]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UsageError(f"{path}: not a recording: {error}") from error
+    seen: set[str] = set()
+    kept: list[Recorded] = []
+    for event in sorted(events, key=lambda event: event.at_s):
+        name = next((str(event.fields[key]) for key in IDS if key in event.fields), "")
+        if not name or name not in seen:
+            kept.append(event)
+            seen.add(name)
+    if not kept:
+        raise UsageError(f"{path}: holds no event that the contract knows")
+    first = kept[0].at_s
+    return [Recorded(event.at_s - first, event.fields) for event in kept]
+
+
+def _events(line: dict[str, Any]) -> list[Recorded]:
+    try:
+        body = json.loads(line["body"] or "null")
+    except ValueError:
+        return []
+    events = body if isinstance(body, list) else [body]
+    known = [event for event in events if isinstance(event, dict) and _has(event, USERS) and _has(event, TYPES)]
+    return [Recorded(line["t_ms"] / 1000, event) for event in known]
+
+
+def _has(event: dict[str, Any], keys: tuple[str, ...]) -> bool:
+    return any(isinstance(event.get(key), str) for key in keys)
+
+
+class Player(VirtualUser):
+    """Plays a recording once."""
+
+    def __init__(self, person: Person, seed: str, pace_s: float, recording: list[Recorded], speed: float) -> None:
+        """`speed` 2 plays it in half the time."""
+        super().__init__(person, seed, pace_s)
+        self._recording = recording
+        self._speed = speed
+
+    def steps(self, begin_s: float = 0.0) -> Steps:
+        """The events, as far apart as they were."""
+        before = 0.0
+        self.offset_s = begin_s
+        for event in self._recording:
+            yield (event.at_s - before) / self._speed, self._post(event.fields)
+            before = event.at_s
+
+    def _post(self, recorded: dict[str, Any]) -> Post:
+        fields = {key: value for key, value in recorded.items() if key not in _REPLACED}
+        fields |= {"classId": self.person.class_id, "emailAddress": self.person.user_id}
+        kind = next(recorded[key] for key in TYPES if isinstance(recorded.get(key), str))
+        failed = bool(recorded.get("hasError", recorded.get("has_error", False)))
+        execution = kind in {"cell_executed", "cell_execution"}
+        error = kind == "execution_error" or (execution and failed)
+        return Post(fields, "error" if error else "", execution, error)
+
+
+def scenario_of(path: Path, speed: float) -> Scenario:
+    """The recording as a scenario of one student; UsageError when it cannot be read."""
+    if not 0.01 <= speed <= 1000:
+        raise UsageError(f"speed: 0.01 to 1000, got {speed:g}")
+    recording = read(path)
+    length_s = max(1.0, recording[-1].at_s / speed + 0.5)
+
+    return Scenario(
+        f"replay:{path}",
+        f"{len(recording)} recorded events at speed {speed:g}",
+        students=1,
+        events_per_s=len(recording) / length_s,
+        shape=Shape(((0.0, 1.0), (length_s, 1.0))),
+        mix=((partial(Player, recording=recording, speed=speed), 1.0),),
+    )

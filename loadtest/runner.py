@@ -1,0 +1,355 @@
+"""One run from begin to verdict: subscribers first, then the load, then the accounts."""
+
+import resource
+import secrets
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final, Protocol
+
+import msgspec
+import trio
+
+from loadtest import faults as fault_plans
+from loadtest import notifications, promises, verification
+from loadtest import result as results
+from loadtest.errors import LoadTestError, TransportError
+from loadtest.faults import Fault
+from loadtest.generator import Tick
+from loadtest.histograms import Histogram
+from loadtest.ledger import ACKNOWLEDGED, REFUSED, UNKNOWN
+from loadtest.local import Servers
+from loadtest.monitor import Monitor
+from loadtest.plan import Clock, Plan, clock
+from loadtest.promises import Promise
+from loadtest.result import Result
+from loadtest.subscribers import Subscriber
+from loadtest.transports import LeanTransport
+from loadtest.workers import ChildWorker, OwnWorker, Worker, merged
+
+# From the clock's start to the first step: the workers hear of it in time.
+BEGIN_S: Final = 0.3
+SUBSCRIBED_WITHIN_S: Final = 20.0
+# News that come later than this after the last are no news.
+QUIET_S: Final = 1.5
+NEWS_WITHIN_S: Final = 10.0
+# Beside `Plan.grace_s`: for what a worker has to tell.
+ACCOUNT_WITHIN_S: Final = 30.0
+
+
+class Display(Protocol):
+    """Who shows how it goes."""
+
+    def say(self, text: str) -> None:
+        """A step of the run."""
+
+    def tick(self, news: "Progress") -> None:
+        """Once a second, while it is loaded."""
+
+
+@dataclass
+class Progress:
+    """How it goes."""
+
+    offset_s: float
+    duration_s: float
+    passed_s: float  # since the news before
+    tick: Tick
+    alerts: Histogram
+    monitor: Monitor
+
+
+@dataclass
+class Run:
+    """How to play a plan. `dsn` lets rows be counted; `servers` are ours when the harness started them."""
+
+    plan: Plan
+    display: Display
+    promises: tuple[Promise, ...]
+    workers: int = 1
+    subscribers: int | None = None  # default: one an instructor
+    dsn: str | None = None
+    servers: Servers | None = None
+    faults: list[Fault] = field(default_factory=list)
+    drain_s: float = 60.0
+    options: dict[str, Any] = field(default_factory=dict)
+    interrupted: bool = False
+    cut_short: bool = False  # interrupted while it waited for the stores
+
+    async def play(self) -> Result:
+        """The whole run. LoadTestError when it cannot begin."""
+        plan = self.plan
+        version = await reach(plan)
+        started = results.now_text()
+        workers: list[Worker] = (
+            [OwnWorker(plan)]
+            if self.workers == 1
+            else [ChildWorker(plan, share, self.workers) for share in range(self.workers)]
+        )
+        try:
+            with stretched_limits():
+                return await self._play(workers, version, started)
+        finally:
+            for worker in workers:
+                if isinstance(worker, ChildWorker):
+                    await worker.aclose()
+
+    async def _play(self, workers: list[Worker], version: str | None, started: str) -> Result:
+        plan, scenario = self.plan, self.plan.scenario
+        for worker in workers:
+            await worker.prepare()
+        timer = clock(BEGIN_S)
+        pid = self.servers.daemon.pid if self.servers else None
+        monitor = Monitor(plan.target, timer, pid)
+        subscribers = self._subscribers(timer)
+        drain_s: float | None = None
+        async with trio.open_nursery() as background:
+            background.start_soon(monitor.run)
+            for subscriber in subscribers:
+                background.start_soon(subscriber.run)
+            with trio.move_on_after(SUBSCRIBED_WITHIN_S) as waiting:
+                for subscriber in subscribers:
+                    await subscriber.ready.wait()
+            if waiting.cancelled_caught:
+                background.cancel_scope.cancel()
+                raise LoadTestError(f"not all subscribers had their snapshot within {SUBSCRIBED_WITHIN_S:.0f} s")
+            # The workers' clock begins only now, when everybody listens.
+            timer = clock(BEGIN_S)
+            monitor.restart(timer)
+            for subscriber in subscribers:
+                subscriber.restart(timer)
+            self.display.say(f"{scenario.name}: {scenario.says}")
+            loaded_s = await self._load(workers, timer, monitor, subscribers)
+            self.display.say("waiting until everything is stored and told")
+            with self._interruptible():
+                drain_s = await verification.drained(plan.target, self.drain_s)
+                await self._quiet(subscribers, timer)
+            background.cancel_scope.cancel()
+        self.display.say("comparing with what was acknowledged")
+        tally, entries = merged(workers)
+        events = notifications.by_user(entries)
+        people = {user: scenario.person(user, plan.run, plan.class_id) for user in {entry.user for entry in entries}}
+        classes = {user: person.class_id for user, person in people.items()}
+        news = notifications.reckon(subscribers, events, classes, timer) if subscribers else None
+        checks = await verification.by_api(plan.target, entries, people.__getitem__, fresh=plan.class_id is None)
+        if self.dsn:
+            checks = await verification.by_sql(self.dsn, entries, set(classes.values())) + checks
+        if news is not None:
+            checks += delivery(news, len(subscribers))
+        if drain_s is None:
+            why = "not waited for" if self.cut_short else "the daemon did not say lag_events 0 in time"
+            waited = verification.Check("all stored", 0, 0, note=why, faults=not self.cut_short, skipped=self.cut_short)
+            checks.insert(0, waited)
+        lost = verification.lost(checks)
+        figures = results.figures(tally, news, monitor.samples, loaded_s=loaded_s, drain_s=drain_s, lost=lost)
+        histograms = results.histograms_of(tally, news)
+        for promise in self.promises:
+            if promise.rank and promise.figure not in figures:
+                figures[promise.figure] = results.percentile(promise.figure, histograms)
+        judgements = [results.judgement(each) for each in promises.judged(self.promises, figures)]
+        limits = results.limits(tally, processes=len(workers), loaded_s=loaded_s)
+        return Result(
+            scenario=scenario.name,
+            says=scenario.says,
+            started=started,
+            options=self.options,
+            environment=results.environment(plan.url, version),
+            interrupted=self.interrupted,
+            ok=not self.interrupted and not lost and all(each.held for each in judgements),
+            judgements=judgements,
+            checks=checks,
+            figures=figures,
+            events={
+                "sent": len(entries),
+                "acknowledged": sum(entry.state == ACKNOWLEDGED for entry in entries),
+                "refused": sum(entry.state == REFUSED for entry in entries),
+                "unknown": sum(entry.state == UNKNOWN for entry in entries),
+                "requests": tally.requests,
+                "retries": tally.retries,
+                "given up": tally.given_up,
+                "never sent in time": tally.overdue,
+            },
+            errors_by_kind=tally.kinds,
+            generator=limits,
+            notes=self._notes(limits, news, monitor, subscribers),
+            faults=[(fault.text, fault.at_s, fault.for_s) for fault in self.faults],
+            timeline=results.timeline(tally, news),
+            samples=monitor.samples,
+            histograms=histograms,
+            subscribers={
+                "connected": len(subscribers),
+                "frames": sum(each.frames for each in subscribers),
+                "cuts": sum(len(each.cuts) for each in subscribers),
+                "alerts repeated": sum(each.repeated for each in subscribers),
+            },
+        )
+
+    def _subscribers(self, timer: Clock) -> list[Subscriber]:
+        """One an instructor unless said otherwise; classes take turns."""
+        plan, scenario = self.plan, self.plan.scenario
+        of_class: dict[str, dict[str, int]] = {}
+        for index in range(scenario.students):
+            person = scenario.person(index, plan.run, plan.class_id)
+            of_class.setdefault(person.class_id, {})[person.user_id] = index
+        classes = list(of_class)
+        count = scenario.instructors if self.subscribers is None else self.subscribers
+        chosen = [classes[number % len(classes)] for number in range(count)]
+        return [Subscriber(plan.target, class_id, of_class[class_id], timer) for class_id in chosen]
+
+    async def _load(
+        self, workers: list[Worker], timer: Clock, monitor: Monitor, subscribers: list[Subscriber]
+    ) -> float:
+        """Play; gives the seconds that the load took, without the grace at its end."""
+        duration_s = self.plan.scenario.duration_s
+
+        ticks: dict[int, list[Tick]] = {}
+
+        def told(worker: int, tick: Tick) -> None:
+            ticks.setdefault(worker, []).append(tick)
+
+        async def show() -> None:
+            shown_at = timer.offset_s
+            while True:
+                await trio.sleep(1)
+                if len(ticks) < len(workers):  # not everybody has told yet
+                    continue
+                news = added(ticks.values())
+                ticks.clear()
+                alerts = Histogram()
+                for subscriber in subscribers:
+                    alerts.merge(subscriber.recent)
+                    subscriber.recent = Histogram()
+                now = timer.offset_s
+                self.display.tick(Progress(now, duration_s, now - shown_at, news, alerts, monitor))
+                shown_at = now
+
+        async def interrupt() -> None:
+            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                async for _ in signals:
+                    if self.interrupted:
+                        raise KeyboardInterrupt
+                    self.interrupted = True
+                    self.display.say("interrupted: stopping the load. Once more ends it without a result")
+                    for worker in workers:
+                        worker.stop()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(show)
+            nursery.start_soon(interrupt)
+            if self.faults:
+                assert self.servers is not None
+                nursery.start_soon(fault_plans.play, self.faults, self.servers, timer)
+            with trio.fail_after(BEGIN_S + duration_s + self.plan.grace_s + ACCOUNT_WITHIN_S):
+                async with trio.open_nursery() as loading:
+                    for number, worker in enumerate(workers):
+                        loading.start_soon(worker.run, timer, partial(told, number))
+            loaded_s = min(timer.offset_s, duration_s)
+            nursery.cancel_scope.cancel()
+        return max(loaded_s, 0.001)
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """An interrupt while waiting for the end keeps what was measured, as the load itself is done."""
+        before = signal.getsignal(signal.SIGINT)
+        scope = trio.CancelScope()
+        token = trio.lowlevel.current_trio_token()
+
+        def cut_short(*_: object) -> None:
+            self.interrupted = self.cut_short = True
+            token.run_sync_soon(scope.cancel)
+
+        signal.signal(signal.SIGINT, cut_short)
+        try:
+            with scope:
+                yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    async def _quiet(self, subscribers: list[Subscriber], timer: Clock) -> None:
+        """Wait until no news came for a while."""
+        deadline = timer.offset_s + NEWS_WITHIN_S
+        began = timer.offset_s
+        while subscribers and timer.offset_s < deadline:
+            last = max(began, *(subscriber.last_news_s for subscriber in subscribers), 0.0)
+            if timer.offset_s - last >= QUIET_S:
+                return
+            await trio.sleep(0.1)
+
+    def _notes(
+        self, limits: results.Limits, news: notifications.News | None, monitor: Monitor, subscribers: list[Subscriber]
+    ) -> list[str]:
+        notes = [limits.says]
+        if monitor.metrics_missing:
+            notes.append("/metrics was not to be had: no lag and no commit times")
+        if self.dsn is None:
+            notes.append("no DSN: rows were not counted, only what the API shows")
+        cuts = sorted({cut for subscriber in subscribers for cut in subscriber.cuts})
+        if cuts:
+            notes.append(f"subscribers were cut off: {', '.join(cuts)}")
+        if news is not None and news.excused:
+            notes.append(f"news of {news.excused} events may have come while a subscriber was cut off: not asked for")
+        if self.plan.closed:
+            notes.append("closed loop: users wait for answers, so times while the daemon stalls are too good")
+        return notes
+
+
+def delivery(news: notifications.News, subscribers: int) -> list[verification.Check]:
+    """What subscribers saw, as checks."""
+    alerts = verification.Check("alerts at every subscriber's socket", news.expected, news.alerts.total)
+    alerts.blame(news.missing_alerts)
+    deltas = verification.Check("shown in every subscriber's view", news.deltas.total, news.deltas.total)
+    deltas.blame(news.missing_deltas)
+    deltas.expected += len(news.missing_deltas)
+    alerts.note = deltas.note = f"{subscribers} subscribers"
+    return [alerts, deltas]
+
+
+def added(ticks: Iterable[list[Tick]]) -> Tick:
+    """One of several workers' several; people at work are those of each one's last."""
+    whole = Tick(Histogram(), 0, 0, 0, 0)
+    for of_worker in ticks:
+        for tick in of_worker:
+            whole.post.merge(tick.post)
+            whole.requests += tick.requests
+            whole.acknowledged += tick.acknowledged
+            whole.errors += tick.errors
+        whole.at_work += of_worker[-1].at_work
+    return whole
+
+
+async def reach(plan: Plan) -> str | None:
+    """The daemon's version, when it tells; LoadTestError when nobody is there or it is not ready."""
+    async with LeanTransport(plan.target) as transport:
+        line = transport.line()
+        try:
+            ready = await line.get("/readyz")
+            if ready.status != 200:
+                raise LoadTestError(f"{plan.url} is not ready: HTTP {ready.status} from /readyz")
+            described = await line.get("/api/v1/openapi.json")
+            found: str = msgspec.json.decode(described.body)["info"]["version"]
+        except TransportError as error:
+            raise LoadTestError(f"{plan.url}: {error}: is the daemon running?") from error
+        except (msgspec.DecodeError, KeyError, TypeError):
+            return None
+        else:
+            return f"classpulse {found}"
+        finally:
+            await line.aclose()
+
+
+def new_run() -> str:
+    """What all ids of a run begin with."""
+    return secrets.token_hex(4)
+
+
+@contextmanager
+def stretched_limits() -> Iterator[None]:
+    """As many open files as we may have: each student has a connection."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

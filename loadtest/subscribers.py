@@ -1,0 +1,150 @@
+"""Instructors' sockets: each follows its class on the live stream and notes when which news came.
+
+What comes is noted, not judged: `notifications.py` compares it with what was sent when the run is over.
+"""
+
+from array import array
+from datetime import datetime
+from math import inf
+from typing import Final
+
+import msgspec
+import trio
+from trio_websocket import ConnectionClosed, HandshakeError, open_websocket_url
+
+from loadtest.histograms import Histogram
+from loadtest.plan import Clock
+from loadtest.target import Target
+
+# A snapshot of 20,000 students is some 8 MB.
+MOST_BYTES: Final = 2**26
+AGAIN_AFTER_S: Final = 0.25
+
+
+class Alert(msgspec.Struct, gc=False):
+    """What identifies an alert here: `at` is the event's time, and no two events of a student have the same."""
+
+    id: str
+    alert: str
+    user_id: str
+    at: datetime
+
+
+class _Patch(msgspec.Struct, gc=False):
+    last_activity: datetime | None = None
+
+
+class _Changes(msgspec.Struct, gc=False):
+    users: dict[str, _Patch | None] = {}
+
+
+class _Frame(msgspec.Struct, gc=False):
+    type: str
+    alerts: list[Alert] = []
+    changes: _Changes | None = None
+    state: _Changes | None = None
+    message: str = ""
+
+
+_decode: Final = msgspec.json.Decoder(_Frame).decode
+
+
+def milliseconds(when: datetime) -> int:
+    """Since the epoch."""
+    return round(when.timestamp() * 1000)
+
+
+class Subscriber:
+    """Follows one class; connects again when it is cut."""
+
+    def __init__(self, target: Target, class_id: str, users: dict[str, int], clock: Clock) -> None:
+        """`users` gives the index of each student; others on the topic are not ours to note."""
+        self.class_id = class_id
+        # One row for each student that a frame told news of: whom, up to which event's time, when it came.
+        self.seen_users: array[int] = array("i")
+        self.seen_at_ms: array[int] = array("q")
+        self.seen_offset_s: array[float] = array("d")
+        self.alerts: dict[tuple[int, str, int], float] = {}  # by (user, kind, event's time in ms): when it came first
+        self.repeated = 0  # alerts that came again
+        self.frames = 0
+        self.cuts: list[str] = []
+        self.spans: list[list[float]] = []  # when it was subscribed: [since, until]
+        self.recent = Histogram()  # of alerts, for the live table
+        self._target = target
+        self._users = users
+        self._clock = clock
+        self._ids: set[str] = set()
+        self.last_news_s = 0.0
+        self.ready = trio.Event()
+
+    def restart(self, clock: Clock) -> None:
+        """The run begins at another moment than was thought; the subscription that stands began before it."""
+        self._clock = clock
+        self.spans[-1][0] = min(0.0, clock.offset_s)
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        while True:
+            try:
+                await self._follow()
+            except (ConnectionClosed, HandshakeError, OSError) as error:
+                if self._subscribed or not self.cuts:  # a daemon that is away is asked again and again: told once
+                    self.cuts.append(_reason(error))
+            finally:
+                if self._subscribed:
+                    self.spans[-1][1] = self._clock.offset_s
+            await trio.sleep(AGAIN_AFTER_S)
+
+    @property
+    def _subscribed(self) -> bool:
+        return bool(self.spans) and self.spans[-1][1] == inf
+
+    async def _follow(self) -> None:
+        headers = [(name.encode(), value.encode()) for name, value in self._target.headers]
+        async with open_websocket_url(
+            self._target.stream_url, extra_headers=headers, max_message_size=MOST_BYTES
+        ) as socket:
+            topic = f"class:{self.class_id}"
+            await socket.send_message(msgspec.json.encode({"type": "subscribe", "topics": [topic]}).decode())
+            while True:
+                message = await socket.get_message()
+                self._take(_decode(message), self._clock.offset_s)
+
+    def _take(self, frame: _Frame, now: float) -> None:
+        self.frames += 1
+        if frame.type == "snapshot":
+            if not self._subscribed:
+                self.spans.append([now, inf])
+            self.ready.set()
+        for alert in frame.alerts:
+            self._take_alert(alert, now)
+        patches = frame.changes or frame.state
+        if patches is None:
+            return
+        for user_id, patch in patches.users.items():
+            index = self._users.get(user_id)
+            if index is None or patch is None or patch.last_activity is None:
+                continue
+            self.last_news_s = now
+            self.seen_users.append(index)
+            self.seen_at_ms.append(milliseconds(patch.last_activity))
+            self.seen_offset_s.append(now)
+
+    def _take_alert(self, alert: Alert, now: float) -> None:
+        index = self._users.get(alert.user_id)
+        if index is None:
+            return
+        self.last_news_s = now
+        if alert.id in self._ids:
+            self.repeated += 1
+            return
+        self._ids.add(alert.id)
+        at_ms = milliseconds(alert.at)
+        self.alerts.setdefault((index, alert.alert, at_ms), now)
+        self.recent.record(now - self._clock.offset_of(at_ms))
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, ConnectionClosed):
+        return f"closed with {error.reason.code if error.reason else 1006}"
+    return "refused" if isinstance(error, HandshakeError) else "no connection"

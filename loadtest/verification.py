@@ -1,0 +1,247 @@
+"""After a run: whether everything that was acknowledged is there, once, and everywhere it should be.
+
+Each place is asked: rows by SQL (with a DSN), sessions and the live state through the API, and what subscribers saw.
+Events of which nobody knows whether they were taken (an answer that never came) may be there or not, but once at
+most; refused ones must not be there.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, Final
+from urllib.parse import quote
+
+import asyncpg
+import msgspec
+import trio
+import trio_asyncio
+
+from loadtest.errors import TransportError
+from loadtest.ledger import ACKNOWLEDGED, REFUSED, Entry
+from loadtest.target import Target
+from loadtest.transports import LeanTransport, Line
+from loadtest.users import Person
+
+# Queries under way at once: enough to be quick, few enough not to be a load test of their own.
+_ASKERS: Final = 16
+_PAGE: Final = 100
+_SQL_S: Final = 60.0
+# Event ids that are told in full, for each check.
+TOLD: Final = 20
+DRAIN_POLL_S: Final = 0.1
+
+
+class Check(msgspec.Struct):
+    """One place. `event_ids` are those missing or too many; of `candidates` one of several is, nobody can say which."""
+
+    name: str
+    expected: int
+    found: int
+    event_ids: list[str] = []
+    candidates: list[str] = []
+    note: str = ""
+    skipped: bool = False
+    faults: int = 0
+
+    @property
+    def held(self) -> bool:
+        """All was there; what could not be asked does not count as there."""
+        return not self.faults
+
+    def blame(self, event_ids: Iterable[str]) -> None:
+        """Add events, each a fault."""
+        for event_id in event_ids:
+            self.faults += 1
+            if len(self.event_ids) < TOLD:
+                self.event_ids.append(event_id)
+
+
+def lost(checks: Iterable[Check]) -> int:
+    """Differences, over all places."""
+    return sum(check.faults for check in checks)
+
+
+async def drained(target: Target, within_s: float) -> float | None:
+    """Seconds until the daemon says that all is stored; None when it does not come to that, or does not say."""
+    began = trio.current_time()
+    async with LeanTransport(target) as transport:
+        line = transport.line()
+        try:
+            while trio.current_time() - began < within_s:
+                lag = await _lag(line)
+                if lag == 0:
+                    return trio.current_time() - began
+                await trio.sleep(DRAIN_POLL_S)
+        finally:
+            await line.aclose()
+    return None
+
+
+async def _lag(line: Line) -> int | None:
+    try:
+        answer = await line.get("/api/v1/health")
+        checks = msgspec.json.decode(answer.body)["checks"]
+    except (TransportError, msgspec.DecodeError, KeyError, TypeError):
+        return None
+    lag: int | None = checks.get("postgresql", {}).get("lag_events")
+    return lag
+
+
+async def by_sql(dsn: str, entries: Collection[Entry], classes: Collection[str]) -> list[Check]:
+    """Rows: one for each acknowledged event, at most one for a doubtful one, none for a refused one."""
+    name = "stored, by SQL"
+    try:
+        with trio.fail_after(_SQL_S):
+            rows = await _rows(dsn, sorted(classes))
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, trio.TooSlowError) as error:
+        return [Check(name, 0, 0, note=f"cannot ask: {type(error).__name__}: {error}", faults=1)]
+    counts = Counter(rows)
+    acknowledged = [entry.event_id for entry in entries if entry.state == ACKNOWLEDGED]
+    stored = Check(name, len(acknowledged), sum(1 for event_id in acknowledged if counts[event_id]))
+    stored.blame(event_id for event_id in acknowledged if not counts[event_id])
+    once = Check("stored once, and nothing refused, by SQL", 0, 0)
+    once.blame(event_id for event_id, rows in counts.items() if rows > 1)
+    once.blame(entry.event_id for entry in entries if entry.state == REFUSED and counts[entry.event_id])
+    once.found = once.faults
+    return [stored, once]
+
+
+async def _rows(dsn: str, classes: list[str]) -> list[str]:
+    # asyncpg is asyncio's; the loop lives as long as this question.
+    async with trio_asyncio.open_loop():
+        rows: list[str] = await trio_asyncio.aio_as_trio(_ask)(dsn, classes)
+        return rows
+
+
+async def _ask(dsn: str, classes: list[str]) -> list[str]:
+    connection = await asyncpg.connect(dsn)
+    try:
+        found: list[str] = []
+        for table in ("cell_executions", "activity_events"):
+            statement = f"SELECT event_id FROM {table} WHERE class_id = ANY($1)"  # noqa: S608 - one of two names
+            found += [row[0] for row in await connection.fetch(statement, classes)]
+        return found
+    finally:
+        await connection.close()
+
+
+async def by_api(
+    target: Target, entries: Collection[Entry], person: Callable[[int], Person], *, fresh: bool
+) -> list[Check]:
+    """Sessions and live state. Each student's counters must be what was acknowledged, up to what is doubtful.
+
+    `fresh`: the classes are this run's own, so nothing from before is counted.
+    """
+    of_user: dict[int, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        of_user[entry.user].append(entry)
+    sessions = Check("counted in sessions, by the API", 0, 0)
+    live = Check("counted in the live state, by the API", 0, 0)
+    overviews: dict[str, Any] = {}
+    pending = iter(list(of_user.items()))
+
+    async def ask(transport: LeanTransport) -> None:
+        line = transport.line()
+        try:
+            for index, events in pending:
+                await _compare_sessions(line, person(index), events, sessions)
+                state = overviews[person(index).class_id]
+                if state is not None:
+                    _compare_live(state.get(person(index).user_id), events, live)
+        finally:
+            await line.aclose()
+
+    if not fresh:
+        live.skipped = True
+        live.note = "the class is not this run's own: what was there before cannot be told apart"
+    async with LeanTransport(target) as transport:
+        line = transport.line()
+        for class_id in {person(index).class_id for index in of_user}:
+            overviews[class_id] = await _overview(line, class_id, live) if fresh else None
+        await line.aclose()
+        async with trio.open_nursery() as nursery:
+            for _ in range(_ASKERS):
+                nursery.start_soon(ask, transport)
+    return [sessions, live]
+
+
+async def _json(line: Line, path: str) -> Any:
+    """The answer; TransportError for any but 200."""
+    answer = await line.get(path)
+    if answer.status != 200:
+        raise TransportError(f"HTTP {answer.status}")
+    try:
+        return msgspec.json.decode(answer.body)
+    except msgspec.DecodeError as error:
+        raise TransportError("not JSON") from error
+
+
+async def _overview(line: Line, class_id: str, check: Check) -> Any:
+    try:
+        return (await _json(line, f"/api/v1/classes/{quote(class_id, safe='')}/overview"))["state"]["users"]
+    except (TransportError, KeyError, TypeError) as error:
+        check.faults += 1
+        check.note = f"cannot ask: {error}"
+        return None
+
+
+async def _compare_sessions(line: Line, person: Person, events: list[Entry], check: Check) -> None:
+    """Executions and errors of each client session."""
+    found: dict[str, list[int]] = {}
+    try:
+        async for session in _sessions(line, person):
+            counted = found.setdefault(session.get("session_id") or "", [0, 0])
+            counted[0] += session["cell_executions"]
+            counted[1] += session["error_count"]
+    except (TransportError, KeyError, TypeError) as error:
+        check.faults += 1
+        check.note = f"cannot ask: {error}"
+        return
+    of_session: dict[str, list[Entry]] = defaultdict(list)
+    for event in events:
+        of_session[event.session].append(event)
+    if set(found) == {""}:  # this daemon does not name client sessions: compare the student's sum
+        of_session = defaultdict(list, {"": events})
+    for name, own in of_session.items():
+        executions, errors = found.get(name, [0, 0])
+        known = name in found or not any(event.state == ACKNOWLEDGED for event in own)
+        _compare(own, executions, errors, check, known=known)
+
+
+async def _sessions(line: Line, person: Person) -> Any:
+    cursor = ""
+    while True:
+        user, class_id = quote(person.user_id, safe=""), quote(person.class_id, safe="")
+        page = await _json(line, f"/api/v1/users/{user}/sessions?class={class_id}&limit={_PAGE}{cursor}")
+        for session in page["sessions"]:
+            yield session
+        if not page.get("next_cursor"):
+            return
+        cursor = f"&cursor={quote(page['next_cursor'], safe='')}"
+
+
+def _compare_live(user: dict[str, Any] | None, events: list[Entry], check: Check) -> None:
+    known = user is not None or not any(event.state == ACKNOWLEDGED for event in events)
+    counted = user or {}
+    _compare(events, counted.get("cell_executions", 0), counted.get("error_count", 0), check, known=known)
+
+
+def _compare(events: list[Entry], executions: int, errors: int, check: Check, *, known: bool) -> None:
+    """The counters against what was acknowledged; what is doubtful may be in them."""
+    sure = [event for event in events if event.state == ACKNOWLEDGED]
+    doubtful = [event for event in events if event.state not in {ACKNOWLEDGED, REFUSED}]
+    runs = [event for event in sure if event.execution]
+    check.expected += len(runs)
+    check.found += min(executions, len(runs))
+    suspects: list[Entry] = []
+    if not len(runs) <= executions <= len(runs) + sum(event.execution for event in doubtful):
+        suspects = runs
+        check.faults += max(1, abs(len(runs) - executions))
+    failed = [event for event in sure if event.failed]
+    if not len(failed) <= errors <= len(failed) + sum(event.failed for event in doubtful):
+        suspects = failed  # fewer, so nearer to the one
+        check.faults += 0 if check.faults else 1
+    if not known and not suspects:
+        suspects = sure
+        check.faults += 1
+    room = TOLD - len(check.candidates)
+    check.candidates += [event.event_id for event in suspects[:room]]

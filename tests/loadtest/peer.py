@@ -1,0 +1,115 @@
+"""HTTP servers that do as a test says: one that is scripted, one that stands before a daemon and keeps an event."""
+
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+
+import trio
+
+RECEIPT = b'{"status":"received","accepted":1,"duplicates":0,"rejected":[]}'
+
+
+def answer(status=202, body=RECEIPT, *headers):
+    lines = [f"HTTP/1.1 {status} Whatever", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+class Peer:
+    """Answers each request with what ``script(number, head, body)`` gives; None closes without an answer."""
+
+    def __init__(self, script: Callable[..., Awaitable[bytes | None]]) -> None:
+        self.script = script
+        self.requests: list[tuple[bytes, bytes]] = []
+        self.connections = 0
+        self.url = ""
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        self.connections += 1
+        data = b""
+        try:
+            while True:
+                while b"\r\n\r\n" not in data:
+                    more = await stream.receive_some()
+                    if not more:
+                        return
+                    data += more
+                head, _, rest = data.partition(b"\r\n\r\n")
+                length = re.search(rb"(?i)content-length: (\d+)", head)
+                wanted = int(length[1]) if length else 0
+                while len(rest) < wanted:
+                    rest += await stream.receive_some()
+                body, data = rest[:wanted], rest[wanted:]
+                self.requests.append((head, body))
+                said = await self.script(len(self.requests), head, body)
+                if said is None:
+                    return
+                await stream.send_all(said)
+                if b"Connection: close" in said or b"\r\n\r\n" not in said or not said.startswith(b"HTTP/"):
+                    return  # as announced, or in the middle of an answer
+        except trio.BrokenResourceError:
+            pass
+
+
+@asynccontextmanager
+async def serving(script: Callable[..., Awaitable[bytes | None]]) -> AsyncIterator[Peer]:
+    peer = Peer(script)
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, peer.serve, 0, host="127.0.0.1"))
+        peer.url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
+        yield peer
+        nursery.cancel_scope.cancel()
+
+
+class Forgetful:
+    """Passes all on to a daemon, but answers 202 itself to the first POST that holds a failed run, once: it is lost."""
+
+    def __init__(self, port: int, after: int) -> None:
+        self.url = ""
+        self.lost: str | None = None
+        self._port = port
+        self._posts = 0
+        self._after = after
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        daemon = await trio.open_tcp_stream("127.0.0.1", self._port)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._back, daemon, stream, nursery.cancel_scope)
+                while data := await stream.receive_some():
+                    if self._loses(data):
+                        await stream.send_all(answer())
+                    else:
+                        await daemon.send_all(data)
+                nursery.cancel_scope.cancel()
+        except* trio.BrokenResourceError:
+            pass
+        finally:
+            await trio.aclose_forcefully(daemon)
+
+    def _loses(self, data: bytes) -> bool:
+        # The lean transport sends a request whole, and loopback takes it whole.
+        if not data.startswith(b"POST ") or self.lost is not None:
+            return False
+        self._posts += 1
+        if self._posts <= self._after or b'"hasError":true' not in data:
+            return False
+        found = re.search(rb'"eventId":"([^"]+)"', data)
+        assert found is not None
+        self.lost = found[1].decode()
+        return True
+
+    async def _back(self, daemon: trio.SocketStream, stream: trio.SocketStream, scope: trio.CancelScope) -> None:
+        while data := await daemon.receive_some():
+            await stream.send_all(data)
+        scope.cancel()
+
+
+@asynccontextmanager
+async def forgetting(port: int, after: int) -> AsyncIterator[Forgetful]:
+    proxy = Forgetful(port, after)
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, proxy.serve, 0, host="127.0.0.1"))
+        proxy.url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
+        yield proxy
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,88 @@
+"""The search against systems whose capacity is known."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadtest import promises
+from loadtest.capacity import MOST_PROBES, PRECISION, Probe, search
+from loadtest.errors import InterruptedSearchError
+from loadtest.result import judgement
+
+
+class System:
+    """An M/M/1 queue: its p99 rises without bound as the load nears what it carries."""
+
+    def __init__(self, carries, saturates_at=10**9):
+        self.carries, self.saturates_at = carries, saturates_at
+        self.tried = []
+
+    async def probe(self, students):
+        self.tried.append(students)
+        load = students / (1.05 * self.carries)
+        p99 = 0.1 * 0.05 / 1.05 / (1 - load) if load < 1 else 60.0
+        verdicts = promises.judged(promises.parse("p99<100ms, errors<0.1%"), {"p99": p99, "errors": 0.0})
+        held = all(verdict.held for verdict in verdicts)
+        assert held == (students < self.carries) or students == self.carries
+        first = None if held else verdicts[0].promise.text
+        judged = [judgement(verdict) for verdict in verdicts]
+        return Probe(students, held, judged, 0, students > self.saturates_at, load, 0.001, 10.0, first)
+
+
+@given(st.integers(1, 9000), st.one_of(st.none(), st.integers(1, 9000)))
+async def test_it_finds_the_border(carries, asked):
+    system = System(carries)
+    answer = await search(system.probe, first=50, most=10_000, asked=asked)
+    assert answer.carries <= carries
+    assert answer.breaks is not None
+    assert answer.breaks.students >= carries
+    assert answer.breaks.students - answer.carries <= max(1, PRECISION * answer.breaks.students)
+    assert len(system.tried) == len(set(system.tried)) <= MOST_PROBES
+    assert answer.breaks.broke_first == "p99<100ms"
+    if asked is not None:
+        assert answer.asked is not None
+        assert answer.asked.students == asked
+        assert answer.ok == answer.asked.held
+
+
+async def test_nothing_breaks():
+    answer = await search(System(10**6).probe, first=50, most=700)
+    assert (answer.carries, answer.breaks) == (700, None)
+    assert "at least 700" in answer.text()
+
+
+async def test_headroom_is_told_at_the_size_asked_for():
+    answer = await search(System(1000).probe, first=50, most=10_000, asked=300)
+    assert answer.ok
+    text = answer.text()
+    assert "headroom x 3." in text
+    assert "at 300 students" not in text.splitlines()[0]
+    assert "broke first: p99<100ms" in text
+    assert "CPU" in text
+
+
+async def test_the_size_asked_for_is_not_carried():
+    answer = await search(System(100).probe, first=50, most=10_000, asked=300)
+    assert not answer.ok
+    assert "not carried" in answer.text()
+
+
+async def test_a_border_of_the_generator_is_no_border_of_the_daemon():
+    answer = await search(System(1000, saturates_at=900).probe, first=50, most=10_000)
+    assert answer.generator_bound
+    assert answer.text().startswith(f"capacity: at least {answer.carries}")
+    assert "--workers" in answer.text()
+
+
+async def test_an_interrupted_search_tells_what_it_knows():
+    system = System(1000)
+
+    async def probe(students):
+        if len(system.tried) == 3:
+            raise InterruptedSearchError
+        return await system.probe(students)
+
+    answer = await search(probe, first=50, most=10_000)
+    assert not answer.ok
+    assert answer.carries == 200
+    assert "interrupted" in answer.text()
+    assert "at least 200" in answer.text()

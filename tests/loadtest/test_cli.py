@@ -1,0 +1,261 @@
+"""The command line: what is refused, and what files say."""
+
+import re
+
+import pytest
+
+from loadtest import cli, comparison, promises, recording, report, result, scenarios, target
+from loadtest.durations import written
+from loadtest.errors import UsageError
+from loadtest.faults import parse as parse_fault
+from loadtest.histograms import Histogram
+from loadtest.ledger import Tally
+from loadtest.monitor import Sample, Scrape, bucket_percentile
+from loadtest.plots import nice_steps
+from loadtest.verification import Check
+from tests.loadtest.conftest import RECORDINGS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["classroom-2000"], "no scenario"),
+        (["classroom-200", "--target", "http://school.example.org:8765"], "--i-own-this-host school.example.org"),
+        (["classroom-200", "--target", "http://10.0.0.7:8765", "--i-own-this-host", "10.0.0.8"], "not this machine"),
+        (["classroom-200", "--target", "ftp://127.0.0.1"], "expected http://"),
+        (["classroom-200", "--target", "http://127.0.0.1:99999"], "expected http://"),
+        (["classroom-200", "--target", "http://me:secret@127.0.0.1"], "--key-file"),
+        (["classroom-200", "--fault", "kill-daemon@5s"], "--fault needs --local"),
+        (["classroom-200", "--local", "--fault", "burn-daemon@5s"], "expected postgres-stop@"),
+        (["classroom-200", "--local", "--fault", "kill-daemon@59.5s"], "not over when the load ends"),
+        (["classroom-200", "--local", "--target", "http://127.0.0.1"], "no --target"),
+        (["classroom-200", "--duration", "7 days"], "not a duration"),
+        (["classroom-200", "--duration", "9h"], "at most 6 h"),
+        (["classroom-200", "--students", "99999"], "students: 1 to 50000"),
+        (["classroom-200", "--rate", "-3"], "rate"),
+        (["classroom-200", "--shape", "hill:5s"], "expected ramp"),
+        (["classroom-200", "--slo", "p99<soon"], "promise"),
+        (["classroom-200", "--json", "/nowhere/at/all.json"], "no such directory"),
+        (["classroom-200", "--workers", "1000"], "--workers"),
+        (["classroom-200", "extra.json"], "Only replay and compare"),
+        (["replay"], "expected one file"),
+        (["replay", "/nowhere.jsonl"], "not a recording"),
+        (["compare", "a.json"], "expected two files"),
+        (["compare", "/nowhere-a.json", "/nowhere-b.json"], "No such file"),
+        (["capacity", "--local", "--html", "report.html"], "no HTML"),
+        (["capacity", "--students", "300", "--most", "200"], "more than --most"),
+        (["mine.py"], "mine.py: No such file"),
+    ],
+)
+def test_bad_usage_is_exit_2_in_one_line(arguments, says, capsys):
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert says in captured.err
+    assert len(captured.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["classroom-200", "--students", "none"], ["classroom-200", "--students", "0"]]
+)
+def test_bad_options_are_exit_2(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+
+
+def test_nobody_there_is_exit_1(capsys, unused_port):
+    assert cli.main(["classroom-200", "--target", f"http://127.0.0.1:{unused_port}"]) == 1
+    assert "is the daemon running?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("url", "owned"),
+    [
+        ("http://127.0.0.1:8765", None),
+        ("http://localhost:8765/", None),
+        ("http://[::1]:8765", None),
+        ("https://school.example.org", "school.example.org"),
+        ("http://School.Example.org:8765", "SCHOOL.example.org"),
+    ],
+)
+def test_allowed_targets(url, owned):
+    assert target.allowed(url, owned).stream_url.startswith("ws")
+
+
+@pytest.mark.parametrize("url", ["http://localhost.example.org", "http://127.0.0.1.example.org", "http://0.0.0.0:1"])
+def test_names_that_only_look_like_loopback(url):
+    with pytest.raises(UsageError):
+        target.allowed(url, None)
+
+
+def test_a_scenario_of_ones_own(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from loadtest.scenarios import Scenario\nfrom loadtest import shapes\n"
+        "SCENARIO = Scenario('mine', 'two people', students=2, events_per_s=1, shape=shapes.parse('hold:5s'))\n"
+    )
+    assert scenarios.find(str(file)).says == "two people"
+    file.write_text("x = 1")
+    with pytest.raises(UsageError, match="SCENARIO"):
+        scenarios.find(str(file))
+
+
+def test_fewer_students_keep_their_pace():
+    tuned = scenarios.tuned(scenarios.BUILT_IN["campus-5000"], students=50)
+    assert (tuned.events_per_s, tuned.classes) == (15, 20)
+    assert scenarios.tuned(scenarios.BUILT_IN["campus-5000"], students=5).classes == 5
+
+
+def test_a_fault_has_a_time_and_a_length():
+    fault = parse_fault("postgres-stop@1m+30s")
+    assert (fault.at_s, fault.for_s) == (60, 30)
+    assert parse_fault("kill-daemon@20s").for_s == 1
+
+
+def test_a_recording_is_played_in_its_order_and_without_the_repeats():
+    events = recording.read(RECORDINGS / "cell_monitor.jsonl")
+    assert len(events) == 65
+    assert [event.at_s for event in events] == sorted(event.at_s for event in events)
+    scenario = scenarios.tuned(recording.scenario_of(RECORDINGS / "cell_monitor.jsonl", speed=10), students=3)
+    person = scenario.person(2, "run")
+    steps = list(scenario.user(person, "1", "run").steps())
+    assert sum(wait for wait, _ in steps) == pytest.approx(events[-1].at_s / 10)
+    posts = [action for _, action in steps]
+    assert (sum(post.execution for post in posts), sum(post.failed for post in posts)) == (52, 24)
+    assert {post.fields["emailAddress"] for post in posts} == {"run-student00002@example.com"}
+    assert all("eventId" not in post.fields and "eventTime" not in post.fields for post in posts)
+
+
+def found(**changes):
+    """A result, as of a run of 4 s."""
+    tally = Tally()
+    for number in range(4):
+        second = tally.second(number)
+        second.requests = second.acknowledged = 100
+        second.post.record(0.01, 99)
+        second.post.record(0.05)
+    tally.requests = 400
+    promised = promises.parse("p99<100ms, errors<0.1%")
+    figures = result.figures(tally, None, [], loaded_s=4, drain_s=0.5, lost=0)
+    fields = {
+        "scenario": "classroom-200",
+        "says": "says <b>so</b>",
+        "started": "2026-11-24T10:00:00Z",
+        "options": {
+            "students": 10,
+            "classes": 1,
+            "instructors": 1,
+            "subscribers": 1,
+            "events_per_s": 100.0,
+            "duration_s": 4.0,
+            "loop": "open",
+            "transport": "lean",
+            "workers": 1,
+            "seed": "1",
+        },
+        "environment": {"target": "http://127.0.0.1:1", "Python": "3.11"},
+        "interrupted": False,
+        "ok": True,
+        "judgements": [result.judgement(each) for each in promises.judged(promised, figures)],
+        "checks": [Check("stored, by SQL", 400, 400)],
+        "figures": figures,
+        "events": dict.fromkeys(("sent", "acknowledged", "refused", "unknown", "requests", "retries"), 0)
+        | {"given up": 0, "never sent in time": 0},
+        "errors_by_kind": {},
+        "generator": result.limits(tally, processes=1, loaded_s=4),
+        "notes": [],
+        "faults": [("kill-daemon@1s+1s", 1.0, 1.0)],
+        "timeline": result.timeline(tally, None),
+        "samples": [Sample(float(second), lag_events=3.0, rss_bytes=5e7, cpu_cores=0.5) for second in range(5)],
+        "histograms": {"post": Histogram()},
+        "subscribers": {},
+    }
+    return result.Result(**fields | changes)
+
+
+def test_figures_are_percentiles_and_not_averages():
+    figures = found().figures
+    assert figures["rate"] == 100
+    assert figures["p50"] == pytest.approx(0.01, rel=0.01)
+    assert figures["p99"] == pytest.approx(0.01, rel=0.01)
+    assert figures["p999"] == figures["max"] == 0.05
+
+
+def test_a_result_is_read_as_it_was_written(tmp_path):
+    result.write(tmp_path / "a.json", found())
+    assert result.read(tmp_path / "a.json") == found()
+    (tmp_path / "b.json").write_text('{"format":1}')
+    with pytest.raises(UsageError, match="not a result"):
+        result.read(tmp_path / "b.json")
+
+
+def test_the_report_needs_nothing_else_and_shows_verdicts_faults_and_lost_events():
+    page = report.html(found())
+    assert "HELD" in page
+    assert "says &lt;b&gt;so" in page
+    assert page.count("<svg") == 5
+    assert "kill-daemon@1s+1s" in page
+    assert not re.search(r"(?:src|href)=|url\(|@import|<script", page)
+    broken = found(ok=False, checks=[Check("stored, by SQL", 400, 399, event_ids=["run-00001-000007"], faults=1)])
+    page = report.html(broken)
+    assert "run-00001-000007" in page
+    assert "BROKEN" in page
+    assert "missing" in page
+
+
+def test_compare_says_what_changed_and_what_broke(tmp_path, capsys):
+    before = found()
+    slower = before.figures | {"p99": 0.3}
+    after = found(
+        figures=slower,
+        ok=False,
+        judgements=[result.judgement(each) for each in promises.judged(promises.parse("p99<100ms"), slower)],
+    )
+    text = comparison.table(before, after)
+    assert "x 29" in text
+    assert "worse" in text
+    assert "broke: p99<100ms" in text
+    for name, each in (("a.json", before), ("b.json", after)):
+        result.write(tmp_path / name, each)
+    assert cli.main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 1
+    assert cli.main(["compare", str(tmp_path / "b.json"), str(tmp_path / "a.json")]) == 0
+    assert "better" in capsys.readouterr().out
+
+
+def test_the_slope_of_memory_leaves_the_warm_up_out():
+    flat = [(float(second), 5e7 + max(0, 30 - second) * 1e6) for second in range(0, 1200, 10)]
+    assert result.memory_slope(flat) == pytest.approx(0, abs=0.01)
+    rising = [(float(second), 5e7 + second * 1e4) for second in range(0, 1200, 10)]
+    assert result.memory_slope(rising) == pytest.approx(6, rel=0.01)
+    assert result.memory_slope(rising[:5]) is None
+
+
+def test_metrics_are_read():
+    scrape = Scrape(
+        '# TYPE lag gauge\nlag_events{store="postgresql"} 3.0\nlag_events{store="influx db, \\"2\\""} 4.0\n'
+        't_seconds_bucket{le="0.1"} 5\nt_seconds_bucket{le="+Inf"} 10\n'
+    )
+    assert scrape.total("lag_events") == 7
+    assert scrape.total("nothing") is None
+    assert bucket_percentile({}, scrape.buckets("t_seconds"), 50) == 0.1
+    assert bucket_percentile(scrape.buckets("t_seconds"), scrape.buckets("t_seconds"), 50) is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "steps"), [(0, 60, [0, 10, 20, 30, 40, 50, 60]), (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (0, 7, None)]
+)
+def test_steps_of_an_axis(low, high, steps):
+    found_steps = nice_steps(low, high, 6)
+    assert found_steps[-1] <= high
+    assert steps is None or found_steps == steps
+
+
+def test_times_for_people():
+    assert [written(value) for value in (0, 0.00005, 0.0123, 1.5, 1200)] == [
+        "0 ms",
+        "50 µs",
+        "12.3 ms",
+        "1.5 s",
+        "20 min",
+    ]

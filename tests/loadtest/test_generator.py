@@ -1,0 +1,195 @@
+"""What the generator sends and how it counts, against scripted servers."""
+
+import json
+from collections import Counter
+from itertools import pairwise
+
+import msgspec
+import pytest
+import trio
+
+from loadtest.generator import Generator
+from loadtest.ledger import ACKNOWLEDGED, REFUSED, UNKNOWN
+from loadtest.plan import Plan, clock
+from loadtest.result import histograms_of, limits
+from tests.loadtest.peer import answer, serving
+
+STALL_S = 1.0
+BRIEF = ((0.0, 1.0), (1.0, 1.0))
+
+
+def plan(url, **changes):
+    base = Plan(
+        scenario_name="classroom-200",
+        run="abcd1234",
+        seed="1",
+        url=url,
+        key=None,
+        students=10,
+        classes=1,
+        instructors=0,
+        events_per_s=40.0,
+        corners=((0.0, 1.0), (2.0, 1.0)),
+        grace_s=3.0,
+    )
+    return msgspec.structs.replace(base, **changes)
+
+
+async def play(given):
+    generator = Generator(given)
+    await generator.run(clock(0.05))
+    return generator
+
+
+async def accepting(number, head, body):
+    return answer() if head.startswith(b"POST") else answer(200, b"{}")
+
+
+class Stalling:
+    """Answers at once, but nothing between the first second and the second."""
+
+    def __init__(self):
+        self.began = trio.current_time()
+
+    async def __call__(self, number, head, body):
+        now = trio.current_time() - self.began
+        if 1 <= now < 1 + STALL_S:
+            await trio.sleep(1 + STALL_S - now)
+        return answer()
+
+
+async def p(percent, *, closed):
+    async with serving(Stalling()) as peer:
+        generator = await play(plan(peer.url, closed=closed, corners=((0.0, 1.0), (3.0, 1.0))))
+    return histograms_of(generator.tally, None)["post"].percentile(percent)
+
+
+async def test_a_stall_is_seen_by_everybody_who_was_due_meanwhile():
+    """A third of the run stalls: of what was due, a third waited, half of them over half a second."""
+    assert await p(85, closed=False) > STALL_S / 2
+
+
+async def test_a_closed_loop_hides_the_stall():
+    """It asks only ten times meanwhile: most of what it measured is fast (and this is why it is not the default)."""
+    assert await p(85, closed=True) < STALL_S / 2
+
+
+async def test_every_event_is_sent_once_with_an_id_and_a_time_of_its_own():
+    async with serving(accepting) as peer:
+        generator = await play(plan(peer.url))
+        sent = [event for _, body in peer.requests for event in json.loads(body)]
+    assert sorted(event["eventId"] for event in sent) == sorted(entry.event_id for entry in generator.entries)
+    assert len({event["eventId"] for event in sent}) == len(sent) > 60
+    assert {entry.state for entry in generator.entries} == {ACKNOWLEDGED}
+    for times in by_user(sent).values():
+        assert all(before < after for before, after in pairwise(times))
+    assert (generator.tally.requests, generator.tally.errors) == (len(sent), 0)
+
+
+def by_user(events):
+    found = {}
+    for event in events:
+        found.setdefault(event["emailAddress"], []).append(event["eventTime"])
+    return found
+
+
+async def test_the_same_seed_sends_the_same_from_however_many_processes():
+    async def sent(of):
+        async with serving(accepting) as peer:
+            async with trio.open_nursery() as nursery:
+                for share in range(of):
+                    nursery.start_soon(Generator(plan(peer.url, corners=BRIEF), share, of).run, clock(0.05))
+            events = [event for _, body in peer.requests for event in json.loads(body)]
+        return Counter((event["emailAddress"], event["eventType"], event.get("code")) for event in events)
+
+    assert await sent(1) == await sent(3)
+
+
+async def test_503_is_repeated_with_the_same_id_as_the_real_client_does():
+    async def script(number, head, body):
+        return answer(503, b"{}") if number <= 2 else answer()
+
+    async with serving(script) as peer:
+        generator = await play(plan(peer.url, students=1, events_per_s=0.6))
+        first = [json.loads(body)[0]["eventId"] for _, body in peer.requests[:3]]
+    assert len(set(first)) == 1
+    assert generator.entries[0].state == ACKNOWLEDGED
+    assert (generator.tally.errors, generator.tally.retries, generator.tally.given_up) == (1, 2, 0)
+    assert generator.tally.kinds == {"HTTP 503": 1}
+    assert histograms_of(generator.tally, None)["post"].max > 1.5
+
+
+@pytest.mark.parametrize(("status", "state"), [(422, REFUSED), (429, REFUSED)])
+async def test_what_is_refused_is_not_repeated(status, state):
+    async def script(number, head, body):
+        return answer(status, b"{}")
+
+    async with serving(script) as peer:
+        generator = await play(plan(peer.url, students=1, events_per_s=4.0, corners=BRIEF))
+        assert len(peer.requests) == len(generator.entries)
+    assert {entry.state for entry in generator.entries} == {state}
+    assert generator.tally.errors == generator.tally.given_up == len(generator.entries)
+
+
+async def test_a_receipt_that_rejects_is_no_acknowledgement():
+    async def script(number, head, body):
+        return answer(202, b'{"status":"received","accepted":0,"duplicates":0,"rejected":[{"index":0}]}')
+
+    async with serving(script) as peer:
+        generator = await play(plan(peer.url, students=1, events_per_s=4.0, corners=BRIEF))
+    assert {entry.state for entry in generator.entries} == {REFUSED}
+
+
+async def test_a_daemon_that_hangs_is_not_flattered_at_the_end():
+    """What was due and never sent counts, with the time that it waited."""
+
+    async def script(number, head, body):
+        if number > 5:
+            await trio.sleep_forever()
+        return answer()
+
+    async with serving(script) as peer:
+        generator = await play(plan(peer.url, students=5, events_per_s=50.0, grace_s=0.5))
+    tally = generator.tally
+    assert tally.overdue > 100
+    assert tally.errors == tally.overdue == tally.requests - 5
+    assert {entry.state for entry in generator.entries} == {ACKNOWLEDGED, UNKNOWN}
+    assert histograms_of(tally, None)["post"].percentile(50) > 1
+
+
+async def test_it_says_when_it_is_itself_too_slow():
+    async with serving(accepting) as peer:
+        generator = Generator(plan(peer.url, corners=BRIEF))
+
+        async def busy():
+            until = trio.current_time() + 1
+            while trio.current_time() < until:
+                began = trio.current_time()
+                while trio.current_time() - began < 0.15:
+                    pass
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(busy)
+            await generator.run(clock(0.05))
+    told = limits(generator.tally, processes=1, loaded_s=1)
+    assert told.saturated
+    assert "the generator saturates" in told.says
+
+
+async def test_it_is_bounded_by_a_count_too():
+    async with serving(accepting) as peer:
+        generator = await play(plan(peer.url, most_events=7, corners=BRIEF))
+    assert len(generator.entries) == 7
+
+
+async def test_stopped_early_it_keeps_what_there_is():
+    async with serving(accepting) as peer:
+        generator = Generator(plan(peer.url, corners=((0.0, 1.0), (3600.0, 1.0))))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(generator.run, clock(0.05))
+            while len(generator.entries) < 20:
+                await trio.sleep(0.01)
+            generator.stop()
+    assert len(generator.entries) >= 20
+    assert generator.tally.overdue == 0

@@ -1,0 +1,185 @@
+"""Whole runs of the harness, as a process, against the daemon as a process."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+import trio
+
+from tests.e2e.daemon import REPOSITORY
+from tests.e2e.waiting import eventually
+from tests.loadtest.conftest import RECORDINGS, environment
+from tests.loadtest.peer import forgetting
+
+# This machine may be slow while other tests run: what is judged here is what was lost, never a time.
+NO_PROMISES = ("--slo", "")
+
+
+@pytest.fixture
+def at(shared_daemon, shared_database):
+    """Where the daemon is, and its database."""
+    return ("--target", shared_daemon.url, "--dsn", shared_database.dsn)
+
+
+@pytest.fixture
+def working(tmp_path):
+    """Starts the harness; gives the process once load is under way."""
+    started = []
+
+    async def start(*arguments):
+        errors = tmp_path / "err"
+        with errors.open("w") as stderr:
+            process = subprocess.Popen(  # noqa: ASYNC220 - starting is quick
+                [sys.executable, "-m", "engine", "loadtest", *map(str, arguments)],
+                cwd=REPOSITORY,
+                env=environment(),
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+            )
+        started.append(process)
+
+        async def loaded():
+            return "time " in errors.read_text()
+
+        await eventually(loaded, within=60)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def account(found, name):
+    (check,) = [check for check in found["checks"] if check["name"].startswith(name)]
+    return check
+
+
+def test_a_class_loses_nothing(command, at, tmp_path):
+    """What CI runs of classroom-200: short, and a lost event fails it."""
+    files = ("--json", tmp_path / "a.json", "--html", tmp_path / "a.html")
+    done = command("classroom-200", *at, *NO_PROMISES, "--students", 50, "--rate", 100, "--duration", "8s", *files)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "a.json").read_text())
+    events = found["events"]
+    assert events["sent"] == events["acknowledged"] > 500
+    assert {check["faults"] for check in found["checks"]} == {0}
+    assert not any(check.get("skipped") for check in found["checks"])
+    assert account(found, "stored, by SQL")["found"] == events["sent"]
+    assert account(found, "alerts at every")["found"] > 100
+    assert account(found, "counted in sessions")["found"] == account(found, "counted in the live")["found"] > 300
+    assert found["figures"]["notify_p99"] >= found["figures"]["alert_p99"] > 0
+    assert any(sample.get("commit_mean_s") for sample in found["samples"])
+    assert any(sample.get("rss_bytes") for sample in found["samples"])
+    assert "HELD" in (tmp_path / "a.html").read_text()
+    assert "at work" in done.stderr
+
+
+async def test_a_daemon_that_forgets_an_event_is_found_out(command, shared_daemon, shared_database, tmp_path):
+    """It answered 202 to one failed run and kept nothing of it: each account names that event."""
+    async with forgetting(shared_daemon.port, after=40) as proxy:
+        load = ("--students", 20, "--rate", 40, "--duration", "4s", "--dsn", shared_database.dsn, *NO_PROMISES)
+        done = await trio.to_thread.run_sync(
+            lambda: command(
+                "classroom-200", "--target", proxy.url, "--transport", "lean", *load, "--json", tmp_path / "a.json"
+            )
+        )
+    assert proxy.lost is not None
+    assert done.returncode == 1, done.stdout + done.stderr
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert account(found, "stored, by SQL")["event_ids"] == [proxy.lost]
+    assert account(found, "alerts at every")["event_ids"] == [proxy.lost]
+    assert proxy.lost in account(found, "counted in sessions")["candidates"]
+    assert proxy.lost in account(found, "counted in the live")["candidates"]
+    assert proxy.lost in done.stdout
+    assert "BROKEN" in done.stdout
+
+
+def test_a_promise_that_breaks_is_exit_1(command, at):
+    load = ("--students", 5, "--rate", 10, "--duration", "2s", "--transport", "httpx")
+    done = command("classroom-200", *at, *load, "--slo", "p50<1us, errors<0.1%")
+    assert done.returncode == 1
+    assert "MISS p50<1us" in done.stdout
+    assert "ok   errors<0.1%" in done.stdout
+
+
+def test_several_processes_share_the_load(command, at, tmp_path):
+    load = ("--students", 40, "--classes", 4, "--instructors", 4, "--rate", 80, "--duration", "4s", "--workers", 2)
+    done = command("campus-5000", *at, *NO_PROMISES, *load, "--json", tmp_path / "a.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert found["generator"]["processes"] == 2
+    assert found["events"]["acknowledged"] > 150
+    assert found["histograms"]["post"]["total"] == found["events"]["sent"]
+    assert found["subscribers"]["connected"] == 4
+
+
+def test_a_recording_is_replayed(command, at, tmp_path):
+    file = RECORDINGS / "cell_monitor.jsonl"
+    load = ("--students", 3, "--speed", 40, "--json", tmp_path / "a.json")
+    done = command("replay", file, *at, *NO_PROMISES, *load)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert found["events"]["acknowledged"] == 3 * 65
+    assert account(found, "counted in sessions")["found"] == 3 * 52
+
+
+async def test_ctrl_c_gives_what_there_is(working, at, tmp_path):
+    load = ("--students", 20, "--rate", 40, "--shape", "hold:1h", "--workers", 2, "--json", tmp_path / "a.json")
+    process = await working("classroom-200", *at, *load, *NO_PROMISES)
+    process.send_signal(signal.SIGINT)
+    out, _ = await trio.to_thread.run_sync(lambda: process.communicate(timeout=60))
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert process.returncode == 1, out
+    assert found["interrupted"]
+    assert "INTERRUPTED" in out
+    assert found["events"]["acknowledged"] > 0
+    assert {check["faults"] for check in found["checks"]} == {0}, found["checks"]
+
+
+async def test_no_worker_outlives_a_run_that_is_killed(working, at):
+    process = await working("classroom-200", *at, "--students", 4, "--shape", "hold:1h", "--workers", 2)
+    children = psutil.Process(process.pid).children()
+    assert len(children) == 2
+    process.kill()
+
+    async def gone():
+        return not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+
+    await eventually(gone, within=20)
+
+
+@pytest.mark.slow
+def test_faults_lose_nothing_and_are_marked(command, tmp_path):
+    """A daemon and a PostgreSQL of the harness' own; both go away in the run, and come back."""
+    load = ("--students", 20, "--rate", 40, "--duration", "10s", *NO_PROMISES)
+    load += ("--fault", "kill-daemon@3s+0.5s", "--fault", "postgres-stop@5s+2s")
+    files = ("--json", tmp_path / "a.json", "--html", tmp_path / "a.html")
+    done = command("classroom-200", "--local", *load, *files, within=180)
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [fault[0] for fault in found["faults"]] == ["kill-daemon@3s+0.5s", "postgres-stop@5s+2s"]
+    assert found["events"]["retries"] > 0
+    assert found["subscribers"]["cuts"] > 0
+    assert account(found, "stored, by SQL")["found"] == found["events"]["acknowledged"] > 200
+    assert (tmp_path / "a.html").read_text().count('class="fault"') >= 2
+
+
+@pytest.mark.slow
+def test_a_small_search_for_capacity(command, at):
+    """Up to 2 students nothing breaks; one promise that cannot be kept breaks at once, and is named."""
+    small = ("--step", "2s", "--most", 2, "--students", 1)
+    done = command("capacity", *at, *small, "--slo", "errors<1%")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "capacity: at least 2 students" in done.stdout
+    assert "headroom x 2.0" in done.stdout
+    done = command("capacity", *at, *small, "--slo", "errors<1%, p50<1us")
+    assert done.returncode == 1
+    assert "broke first: p50<1us" in done.stdout
+    assert "daemon's CPU" in done.stdout
+    assert "not carried" in done.stdout
