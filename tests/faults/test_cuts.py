@@ -112,7 +112,12 @@ async def test_nothing_is_lost_or_doubled_by_cuts(database, influx_database, red
                 await load.progress(300)
                 for number in range(CUTS):
                     await cuts.strike(number)
-                    await load.progress(BETWEEN)
+                    try:
+                        await load.progress(BETWEEN)
+                    except AssertionError as slow:
+                        slow.add_note(f"after {dict(cuts.done)}: {load.refusals[-1:]}, {load.failures[-1:]}")
+                        slow.add_note(f"the daemon {'runs' if daemon.running else 'is gone'}:\n{daemon.stderr[-4000:]}")
+                        raise
                 await load.finish()
             await api.wait_flushed(within=60)
             await api.wait_flushed(within=60, store="influxdb")

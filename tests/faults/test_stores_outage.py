@@ -18,7 +18,7 @@ from tests.e2e.reckoning import check_counters
 from tests.e2e.waiting import eventually
 from tests.servers.influx_server import InfluxServer
 
-OUTAGE_S = float(os.environ.get("CLASSPULSE_OUTAGE_S", "4"))
+OUTAGE_S = float(os.environ.get("CLASSPULSE_OUTAGE_S", "2"))
 # What a store may take to get over an outage.
 CAUGHT_UP_WITHIN_S = 60
 # About 1,000 events/s: 30 students that send 3 events each 80 ms, some of them repeats.
