@@ -94,7 +94,7 @@ class Answer:
     def _not_found(self) -> str:
         target = self._target
         found = _json(self._body)
-        if not isinstance(found, dict) or not found.keys() & {"error", "code"}:
+        if not isinstance(found, dict) or not any(isinstance(found.get(key), str) for key in ("error", "code")):
             return f"InfluxDB: {target.url} has no {target.api} API: check influxdb.url and influxdb.api"
         if target.api == "v2" and "organization" in self._body.lower():
             return f"InfluxDB: organization {target.org!r} not found at {target.url}: check influxdb.org"
