@@ -93,6 +93,7 @@ class Broadcaster:
         while True:
             await wait_filled()
             await trio.sleep(ALERTS_S)
+            reach("broadcaster.alerts")
             self.publish_alerts()
 
     # --- engine.ports.LiveFeed

@@ -16,7 +16,7 @@ from tests.adapters.events import run
 
 LIVE = [
     "router.dispatch", "router.deliver", "router.sweep", "recovery.settle", "writer.write", "writer.written",
-    "writer.trim", "broadcaster.publish", "upkeep.tend",
+    "writer.trim", "broadcaster.publish", "broadcaster.alerts", "upkeep.tend",
 ]  # fmt: skip
 AT_START = ["recovery.load", "recovery.replay", "recovery.adopt"]
 
@@ -50,7 +50,7 @@ async def test_an_actor_that_fails_loses_nothing_and_goes_on(autojump_clock, wor
     fault = Fault(point, times)
     with faults.installed(fault):
         for turn in range(40):
-            batch = [run(user, cell_index=turn) for user in ("ann", "bob", f"new {turn}")]
+            batch = [run(user, cell_index=turn, has_error=user == "ann") for user in ("ann", "bob", f"new {turn}")]
             await world.post(*batch)
             events += batch
             if turn % 10 == 9:
