@@ -309,10 +309,11 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
 
     def failing_cell(self) -> Cell | None:
         """The most recently run cell, when its last run failed; None when nothing is failing."""
-        if self.run is None or not self.run[3]:
+        run = self.run
+        if run is None or not run[3]:
             return None
-        notebook = self.notebooks.get(self.run[1])
-        return None if notebook is None else notebook.cells.get(self.run[2])
+        notebook = self.notebooks.get(run[1])
+        return None if notebook is None else notebook.cells.get(run[2])
 
     def position(self, journal: str) -> int:
         """The highest seq of this journal that is in the state; 0 when none is."""

@@ -71,10 +71,10 @@ def trouble(state: UserState, thresholds: Thresholds) -> tuple[int, int | None]:
     if state.run is None or not state.run[3]:
         return 0, None
     cell = state.failing_cell()
-    failures = (state.run[0],) if cell is None or not cell.failures else cell.failures
-    consecutive = 1 if cell is None else max(1, cell.consecutive_errors)
+    consecutive = 1 if cell is None else cell.consecutive_errors or 1
     if consecutive < thresholds.stuck_errors:
         return consecutive, None
+    failures = (state.run[0],) if cell is None or not cell.failures else cell.failures
     return consecutive, failures[min(thresholds.stuck_errors, len(failures)) - 1].time
 
 

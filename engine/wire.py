@@ -18,6 +18,8 @@ _INT_MAX: Final = 2**31 - 1
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MS: Final = timedelta(milliseconds=1)
 
+# By `re`, because `in` takes twice as long to find out that a body has none.
+_find_nul: Final = re.compile(rb"\\u0000").search
 # A user id that is stored as it was sent: nothing to trim, nothing to lower.
 _TIDY_USER: Final = re.compile(r"[a-z0-9._@+-]{1,254}")
 
@@ -101,8 +103,8 @@ class Rules(msgspec.Struct, frozen=True):
 
 def decode_plain(body: bytes, received_at: int, rules: Rules) -> tuple[list[Event], bool] | None:
     """The events of a body in which everything is plainly valid, and whether it was a single object; else None."""
-    # Only \u escapes can bring in NUL or surrogates; most bodies have none, and a look or two tell.
-    if b"\\" in body and b"\\u" in body and (b"\\u0000" in body or b"\\ud" in body or b"\\uD" in body):
+    # Only this escape can bring in a NUL. Lone surrogates msgspec refuses by itself.
+    if _find_nul(body):
         return None
     decode = _decode_cell_monitor if b'"eventId"' in body else _decode_canonical
     try:

@@ -37,12 +37,13 @@ async def test_a_loop_that_hangs_is_told_of_once_with_its_stack_and_when_it_ends
 
 async def test_its_thread_ends_with_it():
     def watchers():
-        return [thread for thread in threading.enumerate() if thread.name == "watchdog"]
+        return {thread for thread in threading.enumerate() if thread.name == "watchdog"}
 
+    before = watchers()  # of an earlier test, say: it ends when it next looks
     async with trio.open_nursery() as nursery:
         nursery.start_soon(Watchdog().run)
         await trio.testing.wait_all_tasks_blocked()
-        (watcher,) = watchers()
+        (watcher,) = watchers() - before
         nursery.cancel_scope.cancel()
     await trio.to_thread.run_sync(watcher.join, 60)
     assert not watcher.is_alive()
