@@ -16,6 +16,9 @@ from .messages import CORS, Headers, Request, error
 
 # Headers that need a closer look.
 _RARE: Final = NAMES | {b"content-encoding", b"transfer-encoding", b"expect"}
+# Browsers send some twenty headers, proxies add a few. Ten thousand of six bytes fit into http.max_header_bytes, and
+# cost the parser and the collector milliseconds.
+MAX_HEADERS: Final = 200
 # Bytes of chunked coding that may come with a byte of body: a chunk of one byte is "1", two line ends, and the byte.
 _CODING: Final = 8
 _SLASH: Final = ord("/")
@@ -102,6 +105,8 @@ class Reader(ABC):
         """One header. Trailers of a chunked body come here too; nothing needs them."""
         if self._head_complete:
             return
+        if len(self._headers) >= MAX_HEADERS:
+            raise Refusal(431, "headers_too_large", f"the request has more than {MAX_HEADERS} headers")
         self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:

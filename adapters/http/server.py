@@ -27,8 +27,10 @@ _BACKLOG: Final = 4096
 # bodies that are not complete. Both are far above what a school's clients need at once.
 _MAX_UNSENT: Final = 64 * 2**20
 _MAX_INCOMPLETE: Final = 256 * 2**20
-# Connections that are looked at between two looks at other tasks: under a millisecond.
-_SWEPT: Final = 500
+# A sweep is spread over its period, in as many parts as these allow: so many parts at most, of so many connections at
+# least. Those whose time is over at once (they come again at once) would stall all others for tens of milliseconds.
+_SWEEP_PARTS: Final = 32
+_SWEPT_AT_ONCE: Final = 8
 # Connections past http.max_connections that are told so at once; further ones are closed without a word.
 _MAX_TURNED_AWAY: Final = 256
 _LOOPBACK: Final = frozenset({b"localhost", b"127.0.0.1", b"[::1]"})
@@ -189,14 +191,16 @@ class HttpServer:
         """Look at every connection, a few times within the shortest timeout: no connection has a timer of its own."""
         period = min(1.0, self.idle_timeout_s / 4, self.header_timeout_s / 4, self.body_timeout_s / 4)
         while True:
-            await trio.sleep(period)
-            now = trio.current_time()
+            everybody = tuple(self._connections)
+            parts = min(_SWEEP_PARTS, 1 + len(everybody) // _SWEPT_AT_ONCE)
             held: dict[Connection, int] = {}
-            for number, connection in enumerate(tuple(self._connections), 1):
-                if size := connection.sweep(now):
-                    held[connection] = size
-                if not number % _SWEPT:
-                    await trio.lowlevel.checkpoint()
+            for part in range(parts):
+                await trio.sleep(period / parts)
+                now = trio.current_time()
+                # Every so many, not so many in a row: those in a row came at the same time.
+                for connection in everybody[part::parts]:
+                    if size := connection.sweep(now):
+                        held[connection] = size
             incomplete = sum(held.values())
             for connection in sorted(held, key=held.__getitem__, reverse=True):
                 if incomplete <= _MAX_INCOMPLETE:
