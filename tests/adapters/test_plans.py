@@ -26,12 +26,12 @@ SMALL = 2000  # rows; a table of fewer may be read as a whole
 HOUR = 3_600_000
 
 
-@pytest.fixture
-async def filled(database):
+@pytest.fixture(params=[CLASSES])
+async def filled(request, database):
     async with open_loop(), opened(make_store(database, now=wall_clock())):
         for fill in (
-            filling.cell_rows(ROWS, classes=CLASSES),
-            filling.session_rows(ROWS, classes=CLASSES),
+            filling.cell_rows(ROWS, classes=request.param),
+            filling.session_rows(ROWS, classes=request.param),
             "analyze",
         ):
             await in_thread(psql, database.dsn, fill)
@@ -54,7 +54,7 @@ async def planned(database, monkeypatch):
         yield plans
     connection = await Connection.connect(database.dsn)
     for query, args in asked:
-        (row,) = await connection.fetch(f"explain (format json) {query}", *args)
+        (row,) = await connection.fetch(f"explain (analyze, format json) {query}", *args)
         plans.append((query, json.loads(row[0])[0]["Plan"]))
     await connection.close()
 
@@ -122,3 +122,19 @@ async def test_the_test_would_see_it(filled, monkeypatch):
         await series.notebook_summary("class3", "lesson3.ipynb")
     await reads.close()
     assert "Seq Scan" in {node["Node Type"] for _, plan in plans for node in nodes(plan)}
+
+
+@pytest.mark.parametrize("filled", [1, CLASSES], indirect=True, ids=["one class", "many classes"])
+async def test_a_series_reads_only_what_happened_in_its_window(filled, monkeypatch):
+    """An index in another order than that of time would do for the test above, and read all that a class ever did."""
+    series = PostgresSeries(lambda: filled.dsn)
+    now = wall_clock()
+    async with planned(filled, monkeypatch) as plans:
+        for by in ("user_id", "notebook_path", "none"):
+            assert await series.activity("class0", Window.until(now, 24 * HOUR, HOUR), by) is not None
+            assert await series.errors("class0", Window.until(now, 24 * HOUR, HOUR), by)
+    await series.close()
+    in_window = ROWS / filling.DAYS * 25 / 24
+    for query, plan in plans:
+        removed = sum(node.get("Rows Removed by Filter", 0) * node["Actual Loops"] for node in nodes(plan))
+        assert removed <= in_window, (query, plan)
