@@ -12,6 +12,7 @@ from adapters.influx.influxql import InfluxQl
 from adapters.influx.lines import cell_lines
 from adapters.influx.queries import InfluxSeries
 from adapters.influx.target import Target
+from adapters.postgres.replicas import ReadPool
 from adapters.postgres.series import PostgresSeries
 from engine.cohort import NotebookTotals
 from engine.errors import StoreRefusedError, StoreUnavailableError, TooLargeError
@@ -34,6 +35,17 @@ def target(url, bucket, token=""):
     return Target(url=url, bucket=bucket, token=token, api="v1")
 
 
+class OwnPool(PostgresSeries):
+    """With connections that nobody else has."""
+
+    def __init__(self, database):
+        self._pool = ReadPool(lambda: database.dsn)
+        super().__init__(self._pool)
+
+    async def close(self):
+        await self._pool.close()
+
+
 class InPostgres:
     def __init__(self, database):
         self.database = database
@@ -43,7 +55,7 @@ class InPostgres:
             await store.write(feed.flush(*events, notebooks=notebooks))
 
     def series(self):
-        return PostgresSeries(lambda: self.database.dsn)
+        return OwnPool(self.database)
 
 
 class InInflux:
@@ -63,7 +75,7 @@ class InInflux:
 
     def series(self):
         influxql = InfluxQl(target(self.influx.server.url, self.influx.name))
-        postgres = PostgresSeries(lambda: self.database.dsn)
+        postgres = OwnPool(self.database)
 
         async def total_cells(class_id, path):
             try:
@@ -256,7 +268,7 @@ async def test_an_influxdb_that_wants_a_password(influx):
 async def test_a_postgresql_that_is_away_and_comes_back(database):
     window = Window.until(NOW, MINUTE, MINUTE)
     async with open_loop(), opened(make_store(database)):
-        series = PostgresSeries(lambda: database.dsn)
+        series = OwnPool(database)
         assert await series.activity("default", window, "user_id") == []
         database.server.execute(
             f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{database.name}'"
