@@ -276,5 +276,5 @@ async def test_a_postgresql_that_is_away_and_comes_back(database):
         with pytest.raises(StoreUnavailableError):
             await series.notebook_summary("default", "a.ipynb")
         assert (await series.notebook_summary("default", "a.ipynb"))["cells"] == []
-        assert series.connections == 2
+        assert series._pool.connections == 2
         await series.close()
