@@ -6,6 +6,8 @@ from typing import NamedTuple, Protocol
 
 import trio
 
+from engine.faults import reach
+
 
 class Frame(NamedTuple):
     """One frame of a topic."""
@@ -84,6 +86,7 @@ class Subscriber:
         while not self._frames and not self._due:
             self._filled = trio.Event()
             await self._filled.wait()
+        reach("subscriber.frame")
         if not self._frames:
             topic = next(iter(self._due))
             make = self._due.pop(topic)

@@ -163,3 +163,18 @@ async def test_one_who_comes_back_while_the_sweep_fails(autojump_clock, world):
     await world.post(run("ann"))
     await until(lambda: world.router.users["default", "ann"].settled)
     assert world.state().executions == 2
+
+
+async def test_a_subscriber_that_fails_ends_alone(autojump_clock, world):
+    """It has no task but its connection's, which closes the outbox and is logged with its trace."""
+    failing, other = Watcher(world), Watcher(world)
+    with faults.installed(Fault("subscriber.frame", {1})):
+        with pytest.raises(RuntimeError, match="the test makes"):
+            await failing.take()
+        failing.outbox.close()
+        await world.post(run("ann"))
+        while other.state != world.broadcaster.overview("default")["state"] or not other.state["users"]:
+            await other.take()
+    again = Watcher(world)
+    await again.take()
+    assert again.state == other.state
