@@ -127,13 +127,14 @@ async def test_the_test_would_see_it(filled, monkeypatch):
 @pytest.mark.parametrize("filled", [1, CLASSES], indirect=True, ids=["one class", "many classes"])
 async def test_a_series_reads_only_what_happened_in_its_window(filled, monkeypatch):
     """An index in another order than that of time would do for the test above, and read all that a class ever did."""
-    series = PostgresSeries(lambda: filled.dsn)
+    reads = ReadPool(lambda: filled.dsn)
+    series = PostgresSeries(reads)
     now = wall_clock()
     async with planned(filled, monkeypatch) as plans:
         for by in ("user_id", "notebook_path", "none"):
             assert await series.activity("class0", Window.until(now, 24 * HOUR, HOUR), by) is not None
             assert await series.errors("class0", Window.until(now, 24 * HOUR, HOUR), by)
-    await series.close()
+    await reads.close()
     in_window = ROWS / filling.DAYS * 25 / 24
     for query, plan in plans:
         removed = sum(node.get("Rows Removed by Filter", 0) * node["Actual Loops"] for node in nodes(plan))
