@@ -73,9 +73,13 @@ class Connection:
                     command_timeout=_STATEMENT_S,
                     server_settings={"application_name": "classpulse"},
                 )
-                await trio_asyncio.aio_as_trio(raw.set_builtin_type_codec)(
-                    "timestamptz", schema="pg_catalog", codec_name="bigint", format="binary"
-                )
+                try:
+                    await trio_asyncio.aio_as_trio(raw.set_builtin_type_codec)(
+                        "timestamptz", schema="pg_catalog", codec_name="bigint", format="binary"
+                    )
+                except BaseException:  # a cancellation too: nobody else knows of it yet
+                    raw.terminate()
+                    raise
         except StoreMisconfiguredError:
             raise
         except StoreUnavailableError:
