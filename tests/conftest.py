@@ -1,6 +1,5 @@
 """Fixtures for tests that need a real PostgreSQL, a data directory, or a tool of the system."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from tests.e2e.postgres_server import Database, PostgresServer  # noqa: E402
 from tests.servers.influx_server import InfluxDatabase, InfluxServer  # noqa: E402
 from tests.servers.redis_server import RedisServer  # noqa: E402
 from tests.servers.victoria_server import VictoriaServer  # noqa: E402
+from tests.unable import unable  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -41,10 +41,7 @@ def require_tool() -> Callable[[str], str]:
         path = shutil.which(name)
         if path is not None:
             return path
-        message = f"{name} is not installed; .ci/tools installs it"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
+        return unable(f"{name} is not installed; .ci/tools installs it")
 
     return require
 

@@ -1,22 +1,20 @@
 """`engine.ports.Store` on PostgreSQL: rows by COPY, states by upsert, the offset with them, in one transaction."""
 
-import json
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 from uuid import UUID
 
-import msgspec
 import trio
 
 from adapters.asyncio_bridge import Connection, Dsn, to_timestamptz
 from engine.clock import WallClock
 from engine.cohort import NotebookTotals
 from engine.errors import StoreDataError, StoreRefusedError, StoreUnavailableError
-from engine.event import CELL_TYPES, Event, Order, PackedCommit, UserKey
-from engine.ids import notebook_uuid, user_uuid
+from engine.event import Order, UserKey
+from engine.ids import notebook_uuid
 from engine.measures import Histograms
-from engine.ports import Flush, Retention, SessionRow, Snapshot, StoredOffsets
+from engine.ports import Flush, Retention, StoredOffsets
 from engine.rows import decode_state
 from engine.session import UserState
 from engine.sharding import Shard
@@ -25,31 +23,19 @@ from .identity import Identity, check_identity, read_identity, write_identity
 from .migrations import migrate
 from .partitions import DAY_MS, Month, drop_months, make_months, months_around, months_of, tend_default
 from .roles import become_writer
+from .rows import copy_rows
 from .samples import copy_samples
+from .states import put_dead_letters, put_sessions, put_snapshots, put_users
 
 # Keeps a second daemon off the database for as long as the writer's connection lives.
 _DAEMON_LOCK: Final = 0x436C_6173_7370_756C
 # After a kill, the server needs a moment to notice that the lock's owner is gone: seconds, and between two tries.
 _LOCK_PATIENCE_S: Final = 3.0
 _LOCK_POLL_S: Final = 0.2
-# Rows between two looks at other tasks while a COPY is encoded: about 5 ms of work.
-_COPY_CHUNK: Final = 1500
 # PostgreSQL's `integer`. An event's cell_index may be as high, and its notebook then has one cell more.
 _MAX_INTEGER: Final = 2**31 - 1
 # Classes and notebooks known to be stored; only a saving of statements, so it may be forgotten.
 _MAX_KNOWN: Final = 50_000
-
-_CELL_COLUMNS: Final = (
-    "event_id", "user_id", "class_id", "notebook_path", "cell_index", "event_type", "event_timestamp",
-    "execution_duration_ms", "has_error", "error_message", "error_class", "execution_count", "session_id", "cell_id",
-    "cell_type", "clock_skewed", "received_at", "data", "metadata", "seq", "journal_id",
-)  # fmt: skip
-_ACTIVITY_COLUMNS: Final = (
-    "event_id", "user_id", "class_id", "notebook_path", "event_type", "event_timestamp", "data", "metadata",
-    "session_id", "clock_skewed", "received_at", "seq", "journal_id",
-)  # fmt: skip
-
-Row: TypeAlias = tuple[Any, ...]
 
 
 class PostgresStore:
@@ -185,10 +171,10 @@ class PostgresStore:
             await self._ensure_months(flush)
             async with connection.transaction():
                 await self._move_offset(connection, flush)
-                await _copy_rows(connection, flush, self.shard, cells=self._holds_series)
+                await copy_rows(connection, flush, self.shard, cells=self._holds_series)
                 await copy_samples(connection, flush.samples)
                 await self._put_states(connection, flush)
-                await _put_dead_letters(connection, flush)
+                await put_dead_letters(connection, flush)
 
     async def tend(self, now: int, retention: Retention) -> int:
         """See `engine.ports.Store`. Between two flushes, in the writer's turn: they cannot block each other."""
@@ -258,10 +244,10 @@ class PostgresStore:
 
     async def _put_states(self, connection: Connection, flush: Flush) -> None:
         await self._put_classes(connection, flush)
-        await _put_users(connection, flush.snapshots)
+        await put_users(connection, flush.snapshots)
         await self._put_notebooks(connection, flush)
-        await _put_sessions(connection, flush.snapshots)
-        await _put_snapshots(connection, flush)
+        await put_sessions(connection, flush.snapshots)
+        await put_snapshots(connection, flush)
 
     async def _put_classes(self, connection: Connection, flush: Flush) -> None:
         classes = {snapshot.key[0] for snapshot in flush.snapshots} | {class_id for class_id, _, _ in flush.notebooks}
@@ -329,182 +315,3 @@ async def _put_other_offset(connection: Connection, journal_id: UUID, name: str,
         "do update set seq = excluded.seq, updated_at = now()",
         journal_id, name, seq,
     )  # fmt: skip
-
-
-async def _copy_rows(connection: Connection, flush: Flush, shard: Shard, *, cells: bool) -> None:
-    for chunk in _chunks(flush.commits):
-        activities: list[Row] = []
-        rows = _cell_rows(chunk, flush.journal_id, activities, None if shard.size == 1 else shard, cells=cells)
-        if cells:
-            await connection.copy("cell_executions", _CELL_COLUMNS, rows)
-        else:
-            for _ in rows:  # there are none; the others are gathered on the way
-                pass
-            await trio.lowlevel.checkpoint()
-        if activities:
-            await connection.copy("activity_events", _ACTIVITY_COLUMNS, activities)
-
-
-def _chunks(commits: list[PackedCommit]) -> Iterator[list[PackedCommit]]:
-    """The same commits, about `_COPY_CHUNK` events at a time."""
-    chunk: list[PackedCommit] = []
-    events = 0
-    for commit in commits:
-        chunk.append(commit)
-        events += len(commit)
-        if events >= _COPY_CHUNK:
-            yield chunk
-            chunk, events = [], 0
-    if chunk:
-        yield chunk
-
-
-def _cell_rows(
-    commits: list[PackedCommit], journal_id: UUID, activities: list[Row], shard: Shard | None, *, cells: bool
-) -> Iterator[Row]:
-    """Rows of cell events, made as they are asked for; those of the other events go to ``activities``.
-
-    Only of students that ``shard`` keeps; None: of all.
-
-    An event is unpacked, encoded and let go while the processor's cache holds it: that halves what it costs.
-    """
-    for commit in commits:
-        received_at = to_timestamptz(commit.received_at)
-        for seq, event in enumerate(commit.unpack().events, commit.first_seq):
-            if shard is not None and not shard.keeps(event.user_id):
-                continue
-            if event.event_type in CELL_TYPES:
-                if cells:
-                    yield _cell_row(event, seq, received_at, journal_id)
-            else:
-                activities.append(_activity_row(event, seq, received_at, journal_id))
-
-
-def _cell_row(event: Event, seq: int, received_at: int, journal_id: UUID) -> Row:
-    message = event.error_message
-    return (
-        event.event_id, event.user_id, event.class_id, event.notebook_path, event.cell_index, event.event_type,
-        to_timestamptz(event.time), event.execution_duration_ms, event.has_error, message,
-        None if message is None else message.partition(":")[0], event.execution_count, event.session_id, event.cell_id,
-        event.cell_type, event.clock_skewed, received_at,
-        event.data if event.total_cells is None and event.completed_cells is None else _with(event, _CELL_EXTRAS),
-        event.metadata, seq, journal_id,
-    )  # fmt: skip
-
-
-# What an event may carry that has no column of its own: it goes into `data`.
-_CELL_EXTRAS: Final = ("total_cells", "completed_cells")
-_ACTIVITY_EXTRAS: Final = (
-    "cell_id", "cell_index", "cell_type", "execution_count", "execution_duration_ms", "has_error", "error_message",
-    "total_cells", "completed_cells",
-)  # fmt: skip
-
-
-def _activity_row(event: Event, seq: int, received_at: int, journal_id: UUID) -> Row:
-    return (
-        event.event_id, event.user_id, event.class_id, event.notebook_path, event.event_type,
-        to_timestamptz(event.time), _with(event, _ACTIVITY_EXTRAS), event.metadata, event.session_id,
-        event.clock_skewed, received_at, seq, journal_id,
-    )  # fmt: skip
-
-
-def _with(event: Event, extras: Iterable[str]) -> str | None:
-    """The event's ``data`` with these fields added, as JSON text."""
-    found = {name: value for name in extras if (value := getattr(event, name)) is not None}
-    if not found:
-        return event.data
-    return json.dumps(({} if event.data is None else json.loads(event.data)) | found, ensure_ascii=False)
-
-
-async def _put_users(connection: Connection, snapshots: list[Snapshot]) -> None:
-    profiles: dict[str, tuple[str | None, str | None]] = {}
-    for snapshot in snapshots:
-        if snapshot.profile is not None:  # a student in two classes has two; what one lacks the other may know
-            name, team = profiles.get(snapshot.key[1], (None, None))
-            profiles[snapshot.key[1]] = (snapshot.profile[0] or name, snapshot.profile[1] or team)
-    if profiles:
-        await connection.execute(
-            "insert into users (id, username, display_name, team) select * from unnest($1::uuid[], $2::text[], "
-            "$3::text[], $4::text[]) on conflict (id) do update set "
-            "display_name = coalesce(excluded.display_name, users.display_name), "
-            "team = coalesce(excluded.team, users.team), updated_at = now()",
-            [user_uuid(user_id) for user_id in profiles],
-            list(profiles),
-            [name for name, _ in profiles.values()],
-            [team for _, team in profiles.values()],
-        )
-
-
-async def _put_sessions(connection: Connection, snapshots: list[Snapshot]) -> None:
-    moved = [identity for snapshot in snapshots for identity in snapshot.moved]
-    if moved:
-        await connection.fetch(
-            "select forget_sessions($1::uuid[], $2::timestamptz[])",
-            [identity for identity, _ in moved],
-            [to_timestamptz(started_at) for _, started_at in moved],
-        )
-    rows: list[tuple[UserKey, SessionRow]] = [
-        (snapshot.key, row) for snapshot in snapshots for row in snapshot.sessions
-    ]
-    if not rows:
-        return
-    await connection.execute(
-        "insert into learning_sessions (id, user_id, notebook_id, class_id, client_session_id, started_at, ended_at, "
-        "closed, total_duration_ms, cell_executions, error_count) select * from unnest($1::uuid[], $2::uuid[], "
-        "$3::uuid[], $4::text[], $5::text[], $6::timestamptz[], $7::timestamptz[], $8::bool[], $9::bigint[], "
-        "$10::int[], $11::int[]) "
-        "on conflict (id, started_at) do update set ended_at = excluded.ended_at, "
-        "closed = excluded.closed, total_duration_ms = excluded.total_duration_ms, "
-        "cell_executions = excluded.cell_executions, error_count = excluded.error_count, updated_at = now()",
-        [row.id for _, row in rows],
-        [user_uuid(key[1]) for key, _ in rows],
-        [None if row.notebook_path is None else notebook_uuid(key[0], row.notebook_path) for key, row in rows],
-        [key[0] for key, _ in rows],
-        [row.client_session for _, row in rows],
-        [to_timestamptz(row.started_at) for _, row in rows],
-        [to_timestamptz(row.ended_at) for _, row in rows],
-        [row.closed for _, row in rows],
-        [row.ended_at - row.started_at for _, row in rows],
-        [row.executions for _, row in rows],
-        [row.errors for _, row in rows],
-    )
-
-
-async def _put_snapshots(connection: Connection, flush: Flush) -> None:
-    snapshots = flush.snapshots
-    if not snapshots:
-        return
-    await connection.execute(
-        "insert into session_snapshots (class_id, user_id, journal_id, applied_seq, last_receipt, state) "
-        "select class_id, user_id, $1, applied_seq, last_receipt, state from unnest($2::text[], $3::text[], "
-        "$4::bigint[], $5::timestamptz[], $6::bytea[]) as new(class_id, user_id, applied_seq, last_receipt, state) "
-        "on conflict (class_id, user_id) do update set journal_id = excluded.journal_id, "
-        "applied_seq = excluded.applied_seq, last_receipt = excluded.last_receipt, state = excluded.state, "
-        "updated_at = now()",
-        flush.journal_id,
-        [snapshot.key[0] for snapshot in snapshots],
-        [snapshot.key[1] for snapshot in snapshots],
-        [snapshot.applied_seq for snapshot in snapshots],
-        [to_timestamptz(snapshot.last_receipt) for snapshot in snapshots],
-        [snapshot.state for snapshot in snapshots],
-    )
-
-
-async def _put_dead_letters(connection: Connection, flush: Flush) -> None:
-    if not flush.dead_letters:
-        return
-    events = [letter.event for letter in flush.dead_letters]
-    await connection.execute(
-        "insert into dead_letters (journal_id, seq, event_id, user_id, class_id, event_type, event, error_type, place) "
-        "select $1, * from unnest($2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::jsonb[], "
-        "$8::text[], $9::text[]) on conflict do nothing",
-        flush.journal_id,
-        [letter.seq for letter in flush.dead_letters],
-        [event.event_id for event in events],
-        [event.user_id for event in events],
-        [event.class_id for event in events],
-        [event.event_type for event in events],
-        [json.dumps(msgspec.structs.asdict(event), ensure_ascii=False) for event in events],
-        [letter.error_type for letter in flush.dead_letters],
-        [letter.place for letter in flush.dead_letters],
-    )

@@ -203,8 +203,7 @@ def users(bench: Bench) -> Row:
             daemon.refuse_double_rows()
             row.problems += [f"{daemon.name}: {problem}" for problem in daemon.problems]
     few_cost, many_cost = median(cost[few_name]), median(cost[many_name])
-    # Of each pair, not of the medians: the machine's speed moves less within a pair than over all of them.
-    growth = median(many / few for many, few in zip(cost[many_name], cost[few_name], strict=True))
+    growth = many_cost / few_cost
     row.add("empty daemon (USS)", empty["uss"] / 1e6, "MB")
     row.add(f"with {MANY_USERS:,} users (USS)", full["uss"] / 1e6, "MB")
     row.judge(

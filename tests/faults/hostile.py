@@ -128,7 +128,6 @@ class Crowd:
 
 
 async def main() -> None:
-    os.nice(19)  # they are elsewhere in real life: what they cost the daemon counts, not what they cost this machine
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     crowd = Crowd(int(sys.argv[1]), int(sys.argv[2]))

@@ -17,6 +17,7 @@ from tests.e2e.load import Load
 from tests.e2e.postgres_server import PostgresServer
 from tests.e2e.reckoning import check_counters, check_rows
 from tests.e2e.waiting import eventually
+from tests.unable import unable
 
 DISK_BYTES = 24 * 2**20
 BUDGET_BYTES = 400_000
@@ -33,7 +34,7 @@ def server() -> Iterator[PostgresServer]:
 def small_disk(data_dir: Path, require_tool) -> Iterator[Path]:
     """The data directory on a disk of `DISK_BYTES`."""
     if os.geteuid() != 0:
-        pytest.skip("only root may mount a tmpfs; the budget is tested without one")
+        unable("only root may mount a tmpfs; the budget is tested without one")
     mount, umount = require_tool("mount"), require_tool("umount")
     data_dir.mkdir()
     done = subprocess.run(
@@ -43,7 +44,7 @@ def small_disk(data_dir: Path, require_tool) -> Iterator[Path]:
         check=False,
     )
     if done.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
+        unable(f"no tmpfs can be mounted here: {done.stderr.strip()}")
     try:
         yield data_dir
     finally:
@@ -94,35 +95,24 @@ async def all_is_there(api: Api, database, load: Load) -> None:
 
 
 @pytest.mark.slow
-async def test_the_budget_is_used_up(server, data_dir):
+@pytest.mark.parametrize(
+    ("disk", "key", "limit", "fault"),
+    [
+        ("data_dir", "JOURNAL__MAX_BYTES", BUDGET_BYTES, "over journal.max_bytes"),
+        ("small_disk", "JOURNAL__MIN_FREE_BYTES", DISK_BYTES * 2 // 3, "under journal.min_free_bytes"),
+    ],
+    ids=["budget", "disk"],
+)
+async def test_room_runs_out_while_postgresql_is_away(server, request, disk, key, limit, fault):
+    """The journal grows up to its limit, and works on once PostgreSQL has taken what is in it."""
     database = server.create_database()
-    settings = {"JOURNAL__MAX_BYTES": str(BUDGET_BYTES)}
-    async with Daemon(data_dir, dsn=database.dsn, settings=settings) as daemon:
+    async with Daemon(request.getfixturevalue(disk), dsn=database.dsn, settings={key: str(limit)}) as daemon:
         api = Api(daemon)
         async with Load(daemon, seed=31, crowd=CROWD) as load:
             await load.progress(300)
             await in_thread(server.kill)
             await refused(load)
-            assert "over journal.max_bytes" in await journal_is(api, "unhealthy")
-            await in_thread(server.start)
-            await journal_is(api, "healthy")
-            await load.progress(1000, within=60)
-            await load.finish()
-        await all_is_there(api, database, load)
-
-
-@pytest.mark.slow
-async def test_the_disk_runs_low_while_postgresql_is_away(server, small_disk):
-    """The journal grows up to the free space that is to be left, and works on once PostgreSQL has taken it."""
-    database = server.create_database()
-    settings = {"JOURNAL__MIN_FREE_BYTES": str(DISK_BYTES * 2 // 3)}
-    async with Daemon(small_disk, dsn=database.dsn, settings=settings) as daemon:
-        api = Api(daemon)
-        async with Load(daemon, seed=32, crowd=CROWD) as load:
-            await load.progress(300)
-            await in_thread(server.kill)
-            await refused(load)
-            assert "under journal.min_free_bytes" in await journal_is(api, "unhealthy")
+            assert fault in await journal_is(api, "unhealthy")
             await in_thread(server.start)
             await journal_is(api, "healthy")
             await load.progress(1000, within=60)
