@@ -58,6 +58,10 @@ class _PoisonError(Exception):
 class SessionActor:
     """Applies deliveries to the state and says that it changed; others read the state or ask for a snapshot.
 
+    A delivery is applied in its sender's turn while the actor has nothing else in hand: applying never waits, and a
+    wake of the task cost a sixth of an event (docs/performance.md). The task wakes for what takes time, a rebuild, and
+    what comes meanwhile waits in the mailbox, in order.
+
     Mailbox: `actors.router.MAILBOX_DELIVERIES`. Full policy: when it is half full the edge answers 503 for this user,
     before the journal, so the router always finds room in it.
 
@@ -69,7 +73,7 @@ class SessionActor:
     """
 
     __slots__ = (
-        "_changed", "_context", "_crowd", "_dirty", "_faults", "_good", "_joined", "_late", "_mailbox", "_marked",
+        "_busy", "_changed", "_context", "_crowd", "_dirty", "_faults", "_good", "_joined", "_late", "_mailbox", "_marked",
         "_parked_until", "_profile", "_rows", "_whole", "announced", "key", "state",
     )  # fmt: skip
 
@@ -78,7 +82,8 @@ class SessionActor:
         self._context = context
         self._dirty = context.dirty
         self._changed = context.mailboxes.changed
-        self._mailbox: Mailbox[Delivery] = Mailbox(mailbox)
+        self._mailbox: Mailbox[tuple[Delivery, Exception | None]] = Mailbox(mailbox)
+        self._busy = False  # the task has deliveries in hand, or will have when it wakes
         self._crowd = mailbox // 2
         self._rows = StoredRows()
         self._profile: tuple[str | None, str | None] | None = None
@@ -99,26 +104,41 @@ class SessionActor:
         return self._joined and self._whole
 
     async def run(self) -> None:
-        """Apply deliveries until `retire`, and what waits by then."""
+        """See to what could not be applied in passing, until `retire`, and to what waits by then."""
         mailbox, crowded = self._mailbox, self._context.crowded
         while True:
-            for delivery in mailbox.take_all():
-                if self._parked_until is not None:
-                    self._pass_over(delivery)
-                try:
-                    self._apply(delivery)
-                except Exception as error:  # noqa: BLE001 - whatever it is, it hurts only this student
+            for delivery, fault in mailbox.take_all():
+                error = fault or self._try(delivery)
+                if error is not None:
                     await self._contain(delivery, error)
             if crowded:
                 crowded.discard(self.key)
-            if mailbox.closed and not len(mailbox):
-                return
+            if not len(mailbox):
+                self._busy = False
+                if mailbox.closed:
+                    return
             await mailbox.wait_filled()
 
     def deliver(self, delivery: Delivery) -> None:
-        """Put a delivery into the mailbox. Never waits."""
-        if self._mailbox.put(delivery) >= self._crowd:
+        """Apply a delivery, or put it into the mailbox while the task has others in hand. Never waits."""
+        fault = None
+        if not self._busy:
+            fault = self._try(delivery)
+            if fault is None:
+                return
+            self._busy = True
+        if self._mailbox.put((delivery, fault)) >= self._crowd:
             self._context.crowded.add(self.key)
+
+    def _try(self, delivery: Delivery) -> Exception | None:
+        """Apply a delivery; returns why that failed, and then the state may hold a part of it."""
+        try:
+            if self._parked_until is not None:
+                self._pass_over(delivery)
+            self._apply(delivery)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it hurts only this student
+            return error
+        return None
 
     @property
     def waiting(self) -> int:
@@ -219,13 +239,12 @@ class SessionActor:
                 )
             try:
                 await self._rebuild(delivery, upto)
-                if self._parked_until is not None:
-                    self._pass_over(delivery)
-                self._apply(delivery)
-            except Exception as again:  # noqa: BLE001 - the next event, or a journal that cannot be read now
-                error = again
-            else:
+                again = self._try(delivery)  # it may hold another
+            except Exception as failed:  # noqa: BLE001 - a journal that cannot be read now
+                again = failed
+            if again is None:
                 return
+            error = again
             if not isinstance(error, _PoisonError):
                 await trio.sleep(_RETRY_S)
 

@@ -49,7 +49,7 @@ async def test_an_actor_that_fails_loses_nothing_and_goes_on(autojump_clock, wor
     events = []
     fault = Fault(point, times)
     with faults.installed(fault):
-        for turn in range(40):
+        for turn in range(100):
             batch = [run(user, cell_index=turn, has_error=user == "ann") for user in ("ann", "bob", f"new {turn}")]
             await world.post(*batch)
             events += batch

@@ -13,16 +13,22 @@ from tests.adapters.events import NOW, event, run
 
 @pytest.fixture
 def gate(monkeypatch):
-    """Actors of the user "slow" do not begin until it is set."""
+    """Actors of the user "slow" have something in hand until it is set."""
     made = trio.Event()
-    original = SessionActor.run
+    original, deliver = SessionActor.run, SessionActor.deliver
 
     async def held(self):
         if self.key[1] == "slow":
             await made.wait()
         await original(self)
 
+    def into_the_mailbox(self, delivery):
+        if self.key[1] == "slow" and not made.is_set():
+            self._busy = True
+        deliver(self, delivery)
+
     monkeypatch.setattr(SessionActor, "run", held)
+    monkeypatch.setattr(SessionActor, "deliver", into_the_mailbox)
     return made
 
 
