@@ -73,8 +73,8 @@ class SessionActor:
     """
 
     __slots__ = (
-        "_busy", "_changed", "_context", "_crowd", "_dirty", "_faults", "_good", "_joined", "_late", "_mailbox", "_marked",
-        "_parked_until", "_profile", "_rows", "_whole", "announced", "key", "state",
+        "_busy", "_changed", "_context", "_crowd", "_dirty", "_faults", "_good", "_joined", "_late", "_mailbox",
+        "_marked", "_parked_until", "_profile", "_rows", "_whole", "announced", "key", "state",
     )  # fmt: skip
 
     def __init__(self, key: UserKey, context: SessionContext, mailbox: int) -> None:
