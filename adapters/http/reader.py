@@ -12,6 +12,7 @@ from typing import Final, Protocol
 import httptools
 
 from .forwarded import NAMES, Forwarded, Proxies
+from .known_head import KnownHead
 from .messages import CORS, Headers, Request, error
 
 # Headers that need a closer look.
@@ -54,6 +55,9 @@ class Reader(ABC):
         self._rest: bytes | None = None  # what came after the head of a request that wants to upgrade
         self._began = False  # a request began in what was read last
         self._old = False  # an HTTP/1.0 request has come: its answer says whether the connection is kept
+        self._known: KnownHead | None = None  # of the last request that may come again with another body
+        self._plain = False  # what was read last began with a request, and holds nothing that needed a closer look
+        self._head_size = 0  # of the last request
         self._reset()
 
     @abstractmethod
@@ -62,7 +66,11 @@ class Reader(ABC):
 
     def _feed(self, data: memoryview) -> None:
         """Parse what was read into `_ready`, or raise Refusal."""
+        if self._known is not None and not self._begun and self._repeats(self._known, bytes(data)):
+            return
+        self._known = None  # what it makes of the next depends on this
         self._began = False
+        self._plain = not (self._begun or self._ready)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -75,6 +83,8 @@ class Reader(ABC):
             raise Refusal(400, "malformed", f"not HTTP/1.1: {fault}") from None
         if self._begun:
             self._check_incomplete(len(data))
+        elif self._plain and len(self._ready) == 1 and self._ready[0].keep_alive and self._rest is None:
+            self._known = KnownHead.of(bytes(data), self._ready[0], self._head_size)
 
     def _reset(self) -> None:
         self._target = b""
@@ -90,6 +100,19 @@ class Reader(ABC):
         self._head_complete = False
         self._begun = False  # bytes of a request that is not complete yet have come
         self._expects = False  # the client waits for "100 Continue" before it sends the body
+
+    def _repeats(self, known: KnownHead, data: bytes) -> bool:
+        """Take a request whose head was parsed before; False: the parser has to see it."""
+        limits = self._limits
+        # The operator may have changed these since.
+        if known.size > limits.max_header_bytes or not limits.allows_host(known.host):
+            return False
+        request = known.again(data)
+        if request is None or len(request.body) > limits.max_body_bytes:
+            return False
+        self._headers = []  # another list is another request, for the sweeper
+        self._ready.append(request)
+        return True
 
     # --- httptools callbacks
 
@@ -125,6 +148,7 @@ class Reader(ABC):
                 self._content_type = value
             elif name in _RARE:
                 self._note_rare(name, value)
+        self._head_size = size
         if size > self._limits.max_header_bytes:
             self._refuse_head()
         if version != "1.1":
@@ -168,6 +192,7 @@ class Reader(ABC):
     # --- what is seldom
 
     def _note_rare(self, name: bytes, value: bytes) -> None:
+        self._plain = False
         if name == b"content-encoding":
             before = self._content_encoding
             self._content_encoding = value if before is None else before + b", " + value
@@ -188,6 +213,7 @@ class Reader(ABC):
             self._forwarded = self._limits.proxies.read(self._headers)
 
     def _check_version(self, version: str) -> None:
+        self._plain = False
         if version != "1.0":
             raise Refusal(400, "malformed", f"HTTP/{version} is not spoken here")
         self._old = True
