@@ -37,15 +37,15 @@ def _sample(state: UserState, notebook: Notebook, row: SessionRow, total: int, n
     longest = together = 0.0
     # One pass: it runs for each student that is stored, over all cells of the notebook.
     for result in notebook.results.values():
-        if result.ok:
-            done += 1
+        done += result.ok
         executions += result.executions
         errors += result.errors
         duration = result.duration_ms
         if duration is not None:
             timed += 1
             together += duration
-            longest = max(longest, duration)
+            if duration > longest:  # max() would be half of the loop
+                longest = duration
     total = total or len(notebook.results)
     # An `execution_error` is a failed run that no execution counts.
     runs = max(executions, errors)

@@ -300,6 +300,8 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
 
     def visible_sessions(self) -> list[Session]:
         """Its sessions, without those of no notebook whose client session is known by a notebook."""
+        if len(self.sessions) == 1:
+            return list(self.sessions.values())
         with_notebook = {session.client for session in self.sessions.values() if session.notebook is not None}
         return [
             session
