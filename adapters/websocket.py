@@ -21,6 +21,10 @@ from engine.ports import Cache, LiveFeed, Outbox
 
 SUBPROTOCOL: Final = "classpulse.v1"
 MAX_FRAME_BYTES: Final = 64 * 1024  # of a client's message; past it the connection closes with 1009
+# Bytes that may come before a client's message is whole: one of 64 KiB in fragments of one byte is seven times as much,
+# and fragments that hold nothing never count in its size. At each heartbeat some are forgiven: pings, answers to ours.
+MAX_INCOMPLETE_BYTES: Final = 8 * MAX_FRAME_BYTES
+_FORGIVEN_BYTES: Final = 1024
 MAX_TOPICS: Final = 50  # a subscriber
 # Seconds between pings, and how long the answer may take: a peer that is gone or never reads is let go after both.
 HEARTBEAT_S: Final = 20.0
@@ -112,7 +116,7 @@ class StreamEndpoint:
 
     async def _serve(self, nursery: trio.Nursery, replay: "_ReplayStream") -> None:
         with trio.fail_after(_HANDSHAKE_S):
-            upgrade = await wrap_server_stream(nursery, replay, max_message_size=MAX_FRAME_BYTES, message_queue_size=16)
+            upgrade = await wrap_server_stream(nursery, replay, max_message_size=MAX_FRAME_BYTES, message_queue_size=4)
             offered = SUBPROTOCOL in upgrade.proposed_subprotocols
             socket = await upgrade.accept(subprotocol=SUBPROTOCOL if offered else None)
         replay.release()
@@ -125,9 +129,10 @@ class StreamEndpoint:
         self._enter(key)
         try:
             async with trio.open_nursery() as tasks:
-                tasks.start_soon(self._heartbeat, socket, key, tasks.cancel_scope)
+                tasks.start_soon(self._heartbeat, socket, replay, key, tasks.cancel_scope)
                 tasks.start_soon(self._send_frames, socket, outbox)
-                await _receive(socket, outbox)
+                tasks.start_soon(_refuse_endless, socket, replay, tasks.cancel_scope)
+                await _receive(socket, replay, outbox)
                 tasks.cancel_scope.cancel()
         finally:
             del self._open[socket]
@@ -156,9 +161,12 @@ class StreamEndpoint:
             fields = {"user_id": "", "last_activity": rfc3339(self._clock())}
             self._register.put_fields(key, fields, 3 * self._heartbeat_s)
 
-    async def _heartbeat(self, socket: WebSocketConnection, key: str, scope: trio.CancelScope) -> None:
+    async def _heartbeat(
+        self, socket: WebSocketConnection, replay: "_ReplayStream", key: str, scope: trio.CancelScope
+    ) -> None:
         while True:
             await trio.sleep(self._heartbeat_s)
+            replay.incomplete = max(0, replay.incomplete - _FORGIVEN_BYTES)
             with trio.move_on_after(self._heartbeat_s) as patience:
                 await socket.ping()
             if patience.cancelled_caught:
@@ -168,12 +176,23 @@ class StreamEndpoint:
             self._enter(key)
 
 
-async def _receive(socket: WebSocketConnection, outbox: Outbox) -> None:
+async def _refuse_endless(socket: WebSocketConnection, replay: "_ReplayStream", scope: trio.CancelScope) -> None:
+    """Let go of a client whose message has no end."""
+    await replay.endless.wait()
+    log.info("subscriber's message has no end; closing")
+    with trio.move_on_after(_CLOSE_S):  # nothing more is read of it, not even its goodbye
+        await _close(socket, CloseReason.MESSAGE_TOO_BIG, "a message has no end")
+    scope.cancel()
+
+
+async def _receive(socket: WebSocketConnection, replay: "_ReplayStream", outbox: Outbox) -> None:
     """Answer what the subscriber asks until it goes."""
     topics: set[str] = set()
     with suppress(ConnectionClosed):
         while True:
-            answer = _answer(await socket.get_message(), outbox, topics)
+            text = await socket.get_message()
+            replay.incomplete = 0
+            answer = _answer(text, outbox, topics)
             if answer is not None:
                 await socket.send_message(_encode(answer).decode())
 
@@ -242,6 +261,8 @@ class _ReplayStream(trio.abc.Stream):
         self._head = head
         self._rest = rest
         self._released = trio.Event()
+        self.incomplete = 0  # bytes since the last whole message
+        self.endless = trio.Event()  # they are too many
         self.socket = stream.socket  # trio-websocket asks it for the addresses
 
     def release(self) -> None:
@@ -257,7 +278,12 @@ class _ReplayStream(trio.abc.Stream):
         if self._rest:
             rest, self._rest = self._rest, b""
             return rest
-        return await self._stream.receive_some(max_bytes)
+        if self.incomplete > MAX_INCOMPLETE_BYTES:
+            self.endless.set()
+            await trio.sleep_forever()
+        data = await self._stream.receive_some(max_bytes)
+        self.incomplete += len(data)
+        return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """See `trio.abc.SendStream`."""

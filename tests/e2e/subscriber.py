@@ -54,6 +54,10 @@ class Subscriber:
         """Send an object as JSON, or text as it is."""
         await self.websocket.send_message(frame if isinstance(frame, str) else json.dumps(frame))
 
+    async def send_raw(self, data: bytes) -> None:
+        """Send bytes beneath the WebSocket: frames that no client makes."""
+        await self._stream.send_all(data)
+
     async def subscribe(self, topic: str) -> Topic:
         await self.send({"type": "subscribe", "topics": [topic]})
         await self.until(lambda: topic in self.topics, what=f"snapshot of {topic}")

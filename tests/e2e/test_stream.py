@@ -366,6 +366,14 @@ async def test_a_frame_that_is_too_large_ends_the_connection(subscriber):
     assert subscriber.close_code == 1009
 
 
+async def test_a_message_without_end_ends_the_connection_though_it_holds_nothing(subscriber):
+    """Fragments that are empty never reach the limit on a message's size; masked with zeros (RFC 6455 section 5.4)."""
+    first, more = b"\x01\x80" + bytes(4), b"\x00\x80" + bytes(4)
+    await subscriber.send_raw(first + more * 90_000)
+    await subscriber.until(lambda: subscriber.close_code is not None, what="the end")
+    assert subscriber.close_code == 1009
+
+
 async def test_an_ordinary_request_for_the_stream_is_refused(api):
     answer = await api.call("GET", STREAM)
     assert 400 <= answer.status < 500, answer
