@@ -9,14 +9,18 @@ from typing import Any, Final, TypeAlias
 
 import httpx
 import msgspec
+import trio
 
 from engine.errors import StoreRefusedError, StoreUnavailableError
+from engine.measures import Histograms
 
 from .target import Target
 
 # Seconds: until a server that does not answer a connect counts as away; and until a query is given up.
 _CONNECT_S: Final = 5.0
 _PATIENCE_S: Final = 30.0
+# The metrics' name for where these queries go.
+_DATABASE: Final = "influxdb"
 _NOT_EXECUTED: Final = "not executed"
 _TEXT_SHOWN: Final = 200  # characters of what the server says
 
@@ -56,7 +60,9 @@ class Point(msgspec.Struct, gc=False):
 class InfluxQl:
     """One database of a server."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, times: Histograms | None = None) -> None:
+        """``times`` gets how long queries take."""
+        self._times = (times or Histograms()).of(_DATABASE, "select")
         database, _, policy = target.bucket.partition("/") if target.api == "v1" else (target.bucket, "", "")
         self._place = {"db": database} | ({"rp": policy} if policy else {})
         self._client = httpx.AsyncClient(
@@ -78,10 +84,13 @@ class InfluxQl:
             "q": ";".join(statements),
             "params": _encode(bound).decode(),
         }
+        began = trio.current_time()
         try:
             answer = await self._client.post("/query", data=form)
         except httpx.HTTPError as error:
             raise StoreUnavailableError(f"InfluxDB is away: {type(error).__name__}") from None
+        finally:
+            self._times.observe(trio.current_time() - began)  # failures too: who looks wants to see a time-out
         try:
             results = _results(answer)
         except StoreUnavailableError as error:

@@ -104,7 +104,7 @@ def assemble(
     series = series_store(settings, queried)
     databases = make_databases(settings, dsn, queried, holds_series=series is None)
     dirty, lanes = make_lanes(len(databases.stores), mailboxes)
-    points = series_queries(settings, databases)
+    points = series_queries(settings, databases, queried)
     idle_ms = int(settings.session.idle_timeout_s * 1000)
     context = SessionContext(journal.id.hex, idle_ms, dirty, mailboxes, set(), journal, thresholds)
     past = watermark.open(journal.last_seq, 1)  # recovery's share: all that is in the journal already

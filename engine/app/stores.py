@@ -39,13 +39,13 @@ def series_store(settings: Settings, times: Histograms) -> InfluxStore | None:
     return InfluxStore(target, index_is_tag="cell_index" in influx.tags, clock=wall_clock, times=times)
 
 
-def series_queries(settings: Settings, databases: Databases) -> InfluxSeries | None:
+def series_queries(settings: Settings, databases: Databases, times: Histograms) -> InfluxSeries | None:
     """Who reads them there; what notebooks there are PostgreSQL knows all the same."""
     target = influx_target(settings)
     if target is None:
         return None
     index_is_tag = "cell_index" in settings.influxdb.tags
-    return InfluxSeries(InfluxQl(target), databases.series.total_cells, index_is_tag=index_is_tag)
+    return InfluxSeries(InfluxQl(target, times), databases.series.total_cells, index_is_tag=index_is_tag)
 
 
 def influx_target(settings: Settings) -> Target | None:

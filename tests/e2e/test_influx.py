@@ -56,7 +56,9 @@ async def test_cell_events_and_samples_go_to_influx_and_the_rest_to_postgresql(
         assert health["status"] == "healthy"
         assert health["checks"]["influxdb"]["lag_events"] == 0
         assert health["checks"]["influxdb"]["response_time_ms"] >= 0
+        assert (await api.call("GET", "/api/v1/series/errors?class=default&since=1h&every=10m")).status == 200
         metrics = await scrape(api)
+        assert metrics.of("database_query_duration_seconds_count", database="influxdb", query_type="select") == 1
         assert metrics.labels("classpulse_store_lag_events", "store") == {"postgresql", "influxdb"}
         assert metrics.labels("database_connection_pool_size", "database") == {"postgresql", "influxdb"}
         assert metrics.of("classpulse_store_flush_seconds_count", store="influxdb") >= 1
