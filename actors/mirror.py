@@ -46,9 +46,9 @@ class Mirror:
         self._changed: dict[UserKey, int] = {}
         self._due: dict[UserKey, int] = {}  # when time alone changes a student's status, ms
 
-    def note(self, key: UserKey, seq: int) -> None:
-        """An event of this seq is about this student. Never waits."""
-        self._changed[key] = seq
+    def note(self, changed: Mapping[UserKey, int]) -> None:
+        """The seq of the last event about each of these students. Never waits."""
+        self._changed.update(changed)
 
     async def run(self) -> None:
         """Look every `_INTERVAL_S`, for ever."""

@@ -14,6 +14,8 @@ from .mirror import Mirror
 # Commits that wait for it; when full, the oldest is not told. It never waits for anything, so it is behind only while
 # the loop is busy.
 _MAX_COMMITS: Final = 64
+# Events that are given to the bus at once: many, as each call has its cost, and still little of what may wait there.
+_PIECE: Final = 200
 
 
 class Publisher:
@@ -53,7 +55,7 @@ class Publisher:
 
     def tell(self, commit: Commit) -> None:
         """Publish a commit's events, and note whom they are about."""
-        publish, note = self._bus.publish, self._mirror.note
-        for seq, event in enumerate(commit.events, commit.first_seq):
-            publish(channel_of(event), message_of(event))
-            note((event.class_id, event.user_id), seq)
+        events = commit.events
+        for begin in range(0, len(events), _PIECE):
+            self._bus.publish([(channel_of(event), message_of(event)) for event in events[begin : begin + _PIECE]])
+        self._mirror.note({(event.class_id, event.user_id): seq for seq, event in enumerate(events, commit.first_seq)})

@@ -336,10 +336,11 @@ class MemoryBus:
         """Have every message of a channel from now on."""
         self._listeners[channel].append(listener)
 
-    def publish(self, channel: str, message: bytes) -> None:
+    def publish(self, messages: list[tuple[str, bytes]]) -> None:
         """See `engine.ports.Bus`."""
-        for listener in self._listeners.get(channel, ()):
-            listener(message)
+        for channel, text in messages:
+            for listener in self._listeners.get(channel, ()):
+                listener(text)
 
 
 class MemoryCache:

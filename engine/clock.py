@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Annotated, Final, TypeAlias
 
 import msgspec
@@ -15,6 +16,8 @@ _Zoned = Annotated[datetime, msgspec.Meta(tz=True)]
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 # A leap second is legal in RFC 3339 and unknown to datetime: it is taken as the second after :59.
 _LEAP: Final = re.compile(r"(.{16}):60(.*)")
+# Seconds that are kept written out: an hour of them. Times come close together, and a date costs most of a time.
+_SECONDS_KEPT: Final = 3600
 
 
 def wall_clock() -> int:
@@ -44,4 +47,10 @@ def from_datetime(moment: datetime) -> int:
 
 def rfc3339(ms: int) -> str:
     """``2026-11-23T14:53:51.830Z``."""
-    return to_datetime(ms).isoformat(timespec="milliseconds")[:-6] + "Z"
+    second, rest = divmod(ms, 1000)
+    return f"{_second(second)}.{rest:03}Z"
+
+
+@lru_cache(_SECONDS_KEPT)
+def _second(second: int) -> str:
+    return to_datetime(second * 1000).isoformat()[:-6]

@@ -309,8 +309,11 @@ class Intake(Protocol):
 class Bus(Protocol):
     """Tells other programs what happens, as it happens. It may lose messages, the oldest first, and counts them."""
 
-    def publish(self, channel: str, message: bytes) -> None:
-        """Have a message told to whoever listens on the channel. Never waits, never raises."""
+    def publish(self, messages: list[tuple[str, bytes]]) -> None:
+        """Have each (channel, text in UTF-8) told to whoever listens there, in this order. Never waits, never raises.
+
+        What is given together may be lost together, so it should be few: some hundred.
+        """
 
 
 class Cache(Protocol):

@@ -111,15 +111,15 @@ async def test_time_alone_changes_the_mirror(autojump_clock, told):
 
 async def test_an_event_that_is_not_applied_yet_is_not_missed(autojump_clock, told):
     """The commit comes to the publisher before its actor has had it."""
-    told.mirror.note(("default", "ann"), 1)
+    told.mirror.note({("default", "ann"): 1})
     await told.mirror.look()
     await told.world.post(run())
     await trio.sleep(2)
     assert (await told.seen())["cell_executions"] == 1
-    told.mirror.note(("default", "ann"), 99)
+    told.mirror.note({("default", "ann"): 99})
     await told.mirror.look()
     assert told.mirror._changed == {("default", "ann"): 99}
-    told.mirror.note(("default", "never met"), 1)
+    told.mirror.note({("default", "never met"): 1})
     await told.mirror.look()
     assert ("default", "never met") not in told.mirror._changed
 

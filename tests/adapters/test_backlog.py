@@ -11,7 +11,7 @@ LATER = float("inf")
 
 steps = st.lists(
     st.one_of(
-        st.tuples(st.just("publish"), st.integers(0, 40)),
+        st.tuples(st.just("publish"), st.lists(st.integers(0, 40), min_size=1, max_size=5)),
         st.tuples(st.just("write"), st.sampled_from("abcdef"), st.integers(0, 40)),
         st.tuples(st.just("take"), st.booleans()),
     ),
@@ -27,9 +27,9 @@ def test_nothing_is_lost_uncounted_and_nothing_is_past_the_bounds(steps, max_ite
         stored, wanted = {}, {}
         for step in steps:
             match step:
-                case "publish", size:
-                    backlog.publish(str(published), b"x" * size)
-                    published += 1
+                case "publish", sizes:
+                    backlog.publish([(str(published + n), b"x" * size) for n, size in enumerate(sizes)])
+                    published += len(sizes)
                 case "write", key, size:
                     wanted[key] = Write(LATER, b"%d:" % len(wanted) + b"x" * size)
                     backlog.write(key, wanted[key])
@@ -38,15 +38,16 @@ def test_nothing_is_lost_uncounted_and_nothing_is_past_the_bounds(steps, max_ite
                     if fails:
                         backlog.failed(batch)
                     else:
-                        arrived += [int(message.channel) for message in batch.messages]
+                        arrived += [int(channel) for channel, _ in batch.messages]
                         stored |= batch.writes
-            assert len(backlog._messages) <= max_items
+            waiting = [text for piece in backlog._messages for _, text in piece.messages]
+            assert backlog._message_count == len(waiting) <= max_items
+            assert backlog._message_bytes == sum(map(len, waiting)) <= max_bytes
             assert len(backlog._writes) <= max_items
-            assert backlog._message_bytes == sum(len(message.text) for message in backlog._messages) <= max_bytes
             assert backlog._write_bytes == sum(write.size for write in backlog._writes.values()) <= max_bytes
         while len(backlog):
             batch = backlog.take()
-            arrived += [int(message.channel) for message in batch.messages]
+            arrived += [int(channel) for channel, _ in batch.messages]
             stored |= batch.writes
         assert arrived == sorted(set(arrived))  # in order, none twice
         assert published - len(arrived) <= backlog.dropped
@@ -82,7 +83,7 @@ def test_the_reader_sleeps_until_there_is_something():
             nursery.start_soon(read)
             await wait_all_tasks_blocked()
             assert woken == []
-            backlog.publish("c", b"1")
+            backlog.publish([("c", b"1")])
             await wait_all_tasks_blocked()
             assert len(woken) == 1
             backlog.write("k", Write(LATER))

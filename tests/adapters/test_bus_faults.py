@@ -46,7 +46,7 @@ async def test_while_it_is_away_nobody_waits_and_the_newest_go_out_after(make_re
         await status(bus, "healthy")
         await trio.to_thread.run_sync(getattr(server, how))
         for n in range(1000):
-            bus.publish(CHANNEL, b"%d" % n)
+            bus.publish([(CHANNEL, b"%d" % n)])
             bus.put(f"session:default:{n % 50}", b"%d" % n, 60)
             if n % 100 == 0:
                 await trio.lowlevel.checkpoint()
@@ -60,7 +60,7 @@ async def test_while_it_is_away_nobody_waits_and_the_newest_go_out_after(make_re
         if how == "kill":
             async with Listener(server, CHANNEL) as listener:
                 await status(bus, "healthy")
-                bus.publish(CHANNEL, b"last")
+                bus.publish([(CHANNEL, b"last")])
                 heard = [text for _, text in await listener.hears(1)]
                 await server.until(lambda client: client.get("session:default:7") == b"957", what="the newest value")
 
@@ -94,7 +94,7 @@ async def test_connections_that_are_killed_are_made_anew(redis_server):
             nonlocal published
             while True:
                 for _ in range(20):
-                    bus.publish(CHANNEL, b"%d" % published)
+                    bus.publish([(CHANNEL, b"%d" % published)])
                     published += 1
                 await trio.sleep(0.002)
 
@@ -108,7 +108,7 @@ async def test_connections_that_are_killed_are_made_anew(redis_server):
             return len(listener.heard) + bus.dropped >= published
 
         await eventually(accounted, within=30)
-        bus.publish(CHANNEL, b"%d" % published)
+        bus.publish([(CHANNEL, b"%d" % published)])
 
         async def last():
             return listener.heard[-1][1] == b"%d" % published
@@ -135,14 +135,14 @@ async def test_a_refusal_is_told_once_and_stays_until_it_takes_something(make_re
         async with running(url, times=times) as bus:
             await status(bus, "healthy")
             for _ in range(5):
-                bus.publish(CHANNEL, b"x")
+                bus.publish([(CHANNEL, b"x")])
                 await status(bus, "unhealthy")
                 pings = pinged()
                 await eventually(lambda before=pings: later(before), what="a ping of its own")
                 assert bus.health["status"] == "unhealthy"
             assert "eval" in bus.health["error"]
             server.do("ACL", "SETUSER", "pulse", "+eval")
-            bus.publish(CHANNEL, b"x")
+            bus.publish([(CHANNEL, b"x")])
             await status(bus, "healthy")
     assert [line["event"] for line in logs] == [
         "redis is away; what it is told meanwhile may be lost",
