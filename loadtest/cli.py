@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from math import ceil
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -147,6 +148,9 @@ def _play(arguments: argparse.Namespace) -> int:
     scenario = _tuned(arguments, scenarios.find(scenario_name, arguments.speed))
     planned = _faults(arguments, scenario)
     _check_outputs(arguments)
+    planned_events = ceil(scenario.events_per_s * scenario.duration_s)
+    if planned_events > arguments.max_events:  # or the load would end on its way, and say nothing
+        raise UsageError(f"up to {planned_events:,} events are planned: say --max-events {planned_events}")
     with _servers(arguments) as (found, servers), display() as shown:
         run = _run(arguments, scenario_name, scenario, found, servers, shown=shown)
         run.faults = planned
