@@ -29,6 +29,7 @@ class Probe(msgspec.Struct):
     commit_s: float | None  # mean time of a commit
     lag_events: float | None  # most
     broke_first: str | None = None
+    events_per_s: float | None = None  # planned, with everybody at work
 
     @property
     def strain(self) -> float:
@@ -72,7 +73,8 @@ class Answer(msgspec.Struct):
     def text(self) -> str:
         """The answer for people."""
         many = f"at least {self.carries}" if self.breaks is None or self.generator_bound else str(self.carries)
-        lines = [f"capacity: {many} students"]
+        rate = next((probe.events_per_s for probe in self.probes if probe.students == self.carries), None)
+        lines = [f"capacity: {many} students" + (f", {rate:,.0f} events/s" if rate else "")]
         if self.interrupted:
             lines.append("  interrupted: the search was not over")
         elif self.breaks is None:
@@ -165,6 +167,7 @@ def probe_of(students: int, result: Result) -> Probe:
         sum(commits) / len(commits) if commits else None,
         result.figures["lag_max"],
         broke_first(result),
+        float(result.options["events_per_s"]),
     )
 
 

@@ -171,7 +171,7 @@ def _capacity(arguments: argparse.Namespace) -> int:
     base = scenarios.BUILT_IN["classroom-200"]
     step_s = durations.seconds(arguments.step)
     base = replace(base, shape=shapes.parse(f"ramp:{step_s / 3}s hold:{step_s * 2 / 3}s"))
-    promised = promises.parse(arguments.slo) if arguments.slo else base.promises
+    promised = promises.parse(arguments.slo) if arguments.slo else scenarios.PROMISED
     _check_outputs(arguments)
     asked = arguments.students
     if asked is not None and asked > arguments.most:

@@ -30,7 +30,7 @@ TEAMS: Final = 40
 CLASS_SIZE: Final = 1000
 
 PROMISED: Final = promises.parse("p99<100ms, notify_p99<1s, errors<0.1%")
-# Of one class on a machine that also makes the load: a teacher sees what happens as it happens.
+# Of one class of 200 on a machine that also makes the load: a teacher sees what happens as it happens.
 PROMISED_A_CLASS: Final = promises.parse("p99<25ms, notify_p99<150ms, errors<0.1%")
 
 

@@ -50,7 +50,7 @@ def fanout(bench: Bench, subscribers: int) -> Row:
     low, *between, high = ((rate, median(busy[subscribers, rate]) - median(busy[1, rate])) for rate in RATES)
     for rate, cost in (low, *between):
         row.add(f"fan-out's CPU at {rate:,} events/s", cost, "% core")
-    row.judge_ratio(f"its CPU at {high[0]:,} events/s, not {low[0]:,}", high[1], "% core", low[1], CPU_GROWTH)
+    row.judge_ratio(f"fan-out's CPU at {high[0]:,} events/s (floor: {low[0]:,})", high[1], "% core", low[1], CPU_GROWTH)
     return row
 
 
@@ -61,6 +61,8 @@ def _delays(bench: Bench, daemon: Daemon, subscribers: int, row: Row) -> None:
         "classroom-200",
         *("--target", daemon.server.address, "--dsn", bench.database.dsn(daemon.name), "--shape", SHAPE, "--slo", ""),
         *("--students", str(FEW_USERS), "--rate", str(EVENTS_PER_S), "--subscribers", str(subscribers)),
+        # Who reads a hundred streams would post late, and the lateness would count as the daemon's.
+        *("--workers", "2"),
     )
     row.problems += harness.faults(found)
     row.notes += found.notes

@@ -29,7 +29,8 @@ def lesson(bench: Bench, label: str) -> Row:
     scenario = scenarios.BUILT_IN[name]
     bench.say(f"{name}: {scenario.says}")
     found = harness.play(bench, label, name, "--local", *(("--shape", shape) if shape else ()))
-    row = Row(f"{name}, {found.options['duration_s']:.0f} s of {scenario.duration_s:.0f}, all on two cores")
+    length = f"{found.options['duration_s']:.0f} s" + (f" of {scenario.duration_s:.0f}" if shape else "")
+    row = Row(f"{name}, {length}: harness, daemon and stores on two cores")
     row.figures += [judged(each) for each in found.judgements]
     row.judge("lost, doubled or not told", sum(check.faults for check in found.checks), "events", 0)
     row.problems += harness.faults(found)

@@ -4,6 +4,10 @@ import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Final
+
+# Name, floor, figure, its unit, bound, ratio, verdict.
+_LINE: Final = "{:<46} {:>9} {:>9} {:<8}  {:<18} {:>6}  {}"
 
 
 @dataclass(frozen=True)
@@ -74,40 +78,38 @@ def _number(value: float) -> str:
 def table(machine: dict[str, str], rows: list[Row]) -> str:
     """The whole report as text."""
     lines = [f"{key}: {value}" for key, value in machine.items()]
-    lines += ["", *_promised(rows), "", "ratio: to the floor where there is one, else to the bound"]
+    if judged := [row for row in rows if row.judged]:
+        lines += ["", _LINE.format("", "floor", "figure", "", "bound", "ratio", "verdict")]
+        lines += [line for row in judged for line in _promised(row)]
+        lines += ["", "ratio: to the floor where there is one, else to the bound"]
     for row in rows:
         lines += ["", *_detail(row)]
     return "\n".join(lines)
 
 
-def _promised(rows: list[Row]) -> list[str]:
-    """What is promised and what came, in columns."""
-    cells = [("", "floor", "figure", "", "bound", "ratio", "verdict")]
-    for row in rows:
-        if not row.judged:
-            continue
-        cells.append((row.title, "", "", "", "", "", "" if row.held else "MISSED"))
-        for each in row.figures:
-            if each.held is None:
-                continue
+def _promised(row: Row) -> list[str]:
+    """What is promised and what came."""
+    lines = [f"{row.title}: {_verdict(held=row.held)}"]
+    for each in row.figures:
+        if each.held is not None:
             floor = "" if each.floor is None else _number(each.floor)
-            ratio = "" if each.ratio is None else f"{each.ratio:.2f}"
-            verdict = "held" if each.held else "MISSED"
-            cells.append((f"  {each.name}", floor, _number(each.value), each.unit, each.bound or "", ratio, verdict))
-        cells += [("  went wrong, see below", "", str(len(row.problems)), "", "= 0", "", "MISSED")] * bool(row.problems)
-    # Titles may run on over the columns, which are empty there.
-    widths = [max(len(cell) for cell in column) for column in zip(*(each for each in cells if each[4]), strict=True)]
-    lines = []
-    for name, floor, figure, unit, bound, ratio, verdict in cells:
-        columns = (f"{floor:>{widths[1]}}", f"{figure:>{widths[2]}} {unit:<{widths[3]}}", f"{bound:<{widths[4]}}")
-        text = "  ".join((f"{name:<{widths[0]}}", *columns, f"{ratio:>{widths[5]}}", verdict))
-        lines.append(text.rstrip() if bound else name if not verdict else f"{name}: {verdict}")
+            ratio = "" if each.ratio is None else f"{each.ratio:.3g}"
+            verdict = _verdict(held=each.held)
+            lines.append(
+                _LINE.format(f"  {each.name}", floor, _number(each.value), each.unit, each.bound or "", ratio, verdict)
+            )
+    if row.problems:
+        lines.append(_LINE.format("  went wrong, see below", "", str(len(row.problems)), "", "= 0", "", "MISSED"))
     return lines
+
+
+def _verdict(*, held: bool) -> str:
+    return "held" if held else "MISSED"
 
 
 def _detail(row: Row) -> list[str]:
     """One row with all that was measured."""
-    lines = [f"{row.title}: {'HELD' if row.held else 'MISSED'}" if row.judged else row.title]
+    lines = [f"{row.title}: {_verdict(held=row.held)}" if row.judged else row.title]
     width = max((len(figure.name) for figure in row.figures), default=0)
     for each in row.figures:
         bound = "" if each.held is None else f"   {'ok  ' if each.held else 'MISS'} {each.bound}"
