@@ -196,7 +196,9 @@ def _capacity(arguments: argparse.Namespace) -> int:
             shown.say(f"{students} students: {'held' if found_here.held else f'broke {found_here.broke_first}'}")
             return found_here
 
-        search = partial(capacity.search, probe, first=min(50, arguments.most), most=arguments.most, asked=asked)
+        search = partial(
+            capacity.search, capacity.confirmed(probe), first=min(50, arguments.most), most=arguments.most, asked=asked
+        )
         answer = trio.run(search, strict_exception_groups=True)
     print(answer.text())
     if arguments.json:

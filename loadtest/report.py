@@ -186,6 +186,7 @@ def _plots(result: Result) -> str:
             [
                 samples("daemon", lambda sample: sample.cpu_cores),
                 samples("generator", lambda sample: sample.generator_cpu_cores),
+                samples("all of this machine", lambda sample: sample.machine_cpu_cores),
             ],
             scale=100,
         ),

@@ -294,7 +294,10 @@ class Run:
             notes.append(f"news of {news.excused} events may have come while a subscriber was cut off: not asked for")
         slope = any(each.figure == "memory_slope" for each in self.promises)
         if slope and self.plan.scenario.duration_s < 2 * WINDOW_S:
-            notes.append(f"memory_slope is of warm-up here: the daemon knows events for {WINDOW_S / 60:.0f} minutes")
+            notes.append(
+                f"memory_slope is of warm-up here: under {2 * WINDOW_S / 60:.0f} minutes the daemon's window of known "
+                "events still fills"
+            )
         if self.plan.closed:
             notes.append("closed loop: users wait for answers, so times while the daemon stalls are too good")
         return notes
