@@ -1,7 +1,9 @@
 """How many students a daemon carries: more and more until a promise breaks, then the border by halves."""
 
-from collections.abc import Awaitable, Callable
+import os
+from collections.abc import Awaitable, Callable, Iterable
 from math import ceil
+from statistics import mean
 from typing import Final
 
 import msgspec
@@ -29,6 +31,8 @@ class Probe(msgspec.Struct):
     commit_s: float | None  # mean time of a commit
     lag_events: float | None  # most
     broke_first: str | None = None
+    events_per_s: float | None = None  # planned, with everybody at work
+    machine_cores: float | None = None  # the same of all that ran on the generator's machine
 
     @property
     def strain(self) -> float:
@@ -41,6 +45,8 @@ class Probe(msgspec.Struct):
         parts = []
         if self.cpu_cores is not None:
             parts.append(f"daemon's CPU {self.cpu_cores:.0%} of a core")
+        if self.machine_cores is not None:
+            parts.append(f"this machine's {self.machine_cores:.1f} of {os.cpu_count()} cores")
         if self.commit_s is not None:
             parts.append(f"commits {written(self.commit_s)}")
         if self.lag_events is not None:
@@ -72,7 +78,8 @@ class Answer(msgspec.Struct):
     def text(self) -> str:
         """The answer for people."""
         many = f"at least {self.carries}" if self.breaks is None or self.generator_bound else str(self.carries)
-        lines = [f"capacity: {many} students"]
+        rate = next((probe.events_per_s for probe in self.probes if probe.students == self.carries), None)
+        lines = [f"capacity: {many} students" + (f", {rate:,.0f} events/s" if rate else "")]
         if self.interrupted:
             lines.append("  interrupted: the search was not over")
         elif self.breaks is None:
@@ -153,19 +160,34 @@ async def search(
 def probe_of(students: int, result: Result) -> Probe:
     """What a run says about its size."""
     loaded = [sample for sample in result.samples if 0 < sample.offset_s <= float(result.options["duration_s"])]
-    cores = [sample.cpu_cores for sample in loaded if sample.cpu_cores is not None]
-    commits = [sample.commit_mean_s for sample in loaded if sample.commit_mean_s is not None]
     return Probe(
         students,
         result.ok,
         result.judgements,
         sum(check.faults for check in result.checks),
         result.generator.saturated,
-        sum(cores) / len(cores) if cores else None,
-        sum(commits) / len(commits) if commits else None,
+        _mean(sample.cpu_cores for sample in loaded),
+        _mean(sample.commit_mean_s for sample in loaded),
         result.figures["lag_max"],
         broke_first(result),
+        float(result.options["events_per_s"]),
+        _mean(sample.machine_cpu_cores for sample in loaded),
     )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return mean(known) if known else None
+
+
+def confirmed(probe: Callable[[int], Awaitable[Probe]]) -> Callable[[int], Awaitable[Probe]]:
+    """A size that broke a promise is tried again: other work on the machine breaks one too. What was lost is lost."""
+
+    async def twice(students: int) -> Probe:
+        first = await probe(students)
+        return first if first.held or first.lost else await probe(students)
+
+    return twice
 
 
 def broke_first(result: Result) -> str | None:

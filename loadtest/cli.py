@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from math import ceil
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -147,6 +148,9 @@ def _play(arguments: argparse.Namespace) -> int:
     scenario = _tuned(arguments, scenarios.find(scenario_name, arguments.speed))
     planned = _faults(arguments, scenario)
     _check_outputs(arguments)
+    planned_events = ceil(scenario.events_per_s * scenario.duration_s)
+    if planned_events > arguments.max_events:  # or the load would end on its way, and say nothing
+        raise UsageError(f"up to {planned_events:,} events are planned: say --max-events {planned_events}")
     with _servers(arguments) as (found, servers), display() as shown:
         run = _run(arguments, scenario_name, scenario, found, servers, shown=shown)
         run.faults = planned
@@ -167,7 +171,7 @@ def _capacity(arguments: argparse.Namespace) -> int:
     base = scenarios.BUILT_IN["classroom-200"]
     step_s = durations.seconds(arguments.step)
     base = replace(base, shape=shapes.parse(f"ramp:{step_s / 3}s hold:{step_s * 2 / 3}s"))
-    promised = promises.parse(arguments.slo) if arguments.slo else base.promises
+    promised = promises.parse(arguments.slo) if arguments.slo else scenarios.PROMISED
     _check_outputs(arguments)
     asked = arguments.students
     if asked is not None and asked > arguments.most:
@@ -192,7 +196,9 @@ def _capacity(arguments: argparse.Namespace) -> int:
             shown.say(f"{students} students: {'held' if found_here.held else f'broke {found_here.broke_first}'}")
             return found_here
 
-        search = partial(capacity.search, probe, first=min(50, arguments.most), most=arguments.most, asked=asked)
+        search = partial(
+            capacity.search, capacity.confirmed(probe), first=min(50, arguments.most), most=arguments.most, asked=asked
+        )
         answer = trio.run(search, strict_exception_groups=True)
     print(answer.text())
     if arguments.json:

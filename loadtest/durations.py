@@ -19,6 +19,8 @@ def seconds(text: str) -> float:
 
 def written(value: float) -> str:
     """Seconds for people, in the unit that fits."""
+    if value < 0:  # a slope's
+        return f"-{written(-value)}"
     if value == 0:
         return "0 ms"
     if value < 0.001:

@@ -120,7 +120,7 @@ class Generator:
         due = self._clock.offset_s
         while due < until_s:
             due += PULSE_S
-            await trio.sleep(due - self._clock.offset_s)
+            await trio.sleep(max(0.0, due - self._clock.offset_s))  # it may be over while we look at the clock
             late = self._clock.offset_s - due
             self.tally.behind.record(late)
             due += max(0.0, late // PULSE_S) * PULSE_S

@@ -30,6 +30,7 @@ class Sample(msgspec.Struct, omit_defaults=True):
     cpu_cores: float | None = None
     rss_bytes: float | None = None
     generator_cpu_cores: float | None = None
+    machine_cpu_cores: float | None = None  # of all that runs on this machine
 
 
 class Scrape:
@@ -126,6 +127,7 @@ class Monitor:
         if self.pid is None and self._target.loopback:
             self.pid = listening_on(self._target.port)
         sample.generator_cpu_cores = self._cores(psutil.Process().pid)
+        sample.machine_cpu_cores = psutil.cpu_percent() / 100 * (psutil.cpu_count() or 1)
         if self.pid is None:
             return
         try:

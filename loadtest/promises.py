@@ -14,7 +14,9 @@ FIGURES: Final = {
     "lost": ("", "acknowledged events that are missing somewhere"),
     "lag_max": ("", "most events that waited for PostgreSQL"),
     "drain": ("s", "from the end of the load until everything was stored"),
-    "memory_slope": ("MB", "growth of the daemon's resident memory in 10 minutes, after the first quarter of the run"),
+    # Both over 10 minutes and without the first half of the load, which is warm-up.
+    "memory_slope": ("MB", "growth of the daemon's resident memory"),
+    "lag_slope": ("s", "growth of what is not yet stored, in seconds of load"),
     "rate": ("", "acknowledged events a second"),
 }
 # Percentiles of: answers to POSTs, answers to queries, news at a subscriber's socket (all, alerts, deltas).
@@ -60,8 +62,8 @@ class Promise:
 
     @property
     def unit(self) -> str:
-        """`s`, `%`, `MB` or none."""
-        return "s" if self.rank else FIGURES[self.figure][0]
+        """See `unit_of`."""
+        return unit_of(self.figure)
 
 
 @dataclass(frozen=True)
@@ -84,17 +86,25 @@ class Verdict:
     @property
     def measured(self) -> str:
         """The value for people."""
-        return shown(self.value, self.promise.unit)
+        return shown(self.promise.figure, self.value)
 
 
-def shown(value: float | None, unit: str) -> str:
+def unit_of(figure: str) -> str:
+    """`s`, `%`, `MB` or none."""
+    return "s" if rank_of(figure) else FIGURES[figure][0]
+
+
+def shown(figure: str, value: float | None) -> str:
     """A figure for people."""
     if value is None:
         return "not measured"
+    unit = unit_of(figure)
     if unit == "s":
-        return durations.written(value)
-    number = f"{value:,.0f}" if value == round(value) or abs(value) >= 1000 else f"{value:.3g}"
-    return f"{number} {unit}".rstrip()
+        text = durations.written(value)
+    else:
+        number = f"{value:,.0f}" if value == round(value) or abs(value) >= 1000 else f"{value:.3g}"
+        text = f"{number} {unit}".rstrip()
+    return f"{text} in 10 min" if figure.endswith("_slope") else text
 
 
 def rank_of(figure: str) -> tuple[str, float] | None:

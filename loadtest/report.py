@@ -88,9 +88,9 @@ def _promises(result: Result) -> str:
         return "<p>None were made.</p>"
     rows = []
     for each in result.judgements:
-        strain = 1.0 if each.strain is None else each.strain
+        used = min(1.0, max(0.0, 1.0 if each.strain is None else each.strain))  # a slope may be below 0
         bar = (
-            f'<div class="bar{"" if each.held else " bad"}"><i style="width:{min(100.0, 100 * strain):.0f}%"></i></div>'
+            f'<div class="bar{"" if each.held else " bad"}"><i style="width:{used:.0%}"></i></div>'
             if each.value is not None
             else ""
         )
@@ -186,6 +186,7 @@ def _plots(result: Result) -> str:
             [
                 samples("daemon", lambda sample: sample.cpu_cores),
                 samples("generator", lambda sample: sample.generator_cpu_cores),
+                samples("all of this machine", lambda sample: sample.machine_cpu_cores),
             ],
             scale=100,
         ),

@@ -14,7 +14,7 @@ from loadtest.histograms import Histogram
 from loadtest.ledger import Tally
 from loadtest.monitor import Sample
 from loadtest.notifications import News
-from loadtest.promises import FIGURES, Verdict, rank_of, shown
+from loadtest.promises import Verdict, rank_of, shown
 from loadtest.verification import Check
 
 FORMAT: Final = 1
@@ -22,12 +22,12 @@ FORMAT: Final = 1
 SHOWN: Final = (
     *("rate", "errors", "p50", "p90", "p99", "p999", "max"),
     *("notify_p50", "notify_p99", "notify_max", "alert_p99", "alert_max", "delta_p99", "delta_max"),
-    *("query_p50", "query_p99", "lag_max", "drain", "memory_slope", "lost"),
+    *("query_p50", "query_p99", "lag_max", "lag_slope", "drain", "memory_slope", "lost"),
 )
 # A generator that wakes later than this, or has less of its core left, may be what is measured.
 LATE_S: Final = 0.05
 BUSY_CORES: Final = 0.9
-# Below it a slope says more about the warm-up than about a leak.
+# Over less, a slope says more about the moment than about what grows.
 SLOPE_OVER_S: Final = 60.0
 TEN_MINUTES_S: Final = 600.0
 MEGABYTE: Final = 1e6
@@ -112,13 +112,18 @@ def figures(
 ) -> dict[str, float | None]:
     """Every figure that a promise can be about."""
     histograms = histograms_of(tally, news)
+    rate = sum(second.acknowledged for second in tally.seconds.values()) / loaded_s if loaded_s else None
+    loaded = [each for each in samples if each.offset_s <= loaded_s]
+    memory = slope([(each.offset_s, each.rss_bytes) for each in loaded if each.rss_bytes])
+    lag = slope([(each.offset_s, each.lag_events) for each in loaded if each.lag_events is not None])
     found: dict[str, float | None] = {
-        "rate": sum(second.acknowledged for second in tally.seconds.values()) / loaded_s if loaded_s else None,
+        "rate": rate,
         "errors": 100 * tally.errors / tally.requests if tally.requests else None,
         "lost": float(lost),
         "drain": drain_s,
         "lag_max": max((each.lag_events for each in samples if each.lag_events is not None), default=None),
-        "memory_slope": memory_slope([(each.offset_s, each.rss_bytes) for each in samples if each.rss_bytes]),
+        "lag_slope": lag * TEN_MINUTES_S / rate if lag is not None and rate else None,
+        "memory_slope": memory * TEN_MINUTES_S / MEGABYTE if memory is not None else None,
     }
     for name in SHOWN:
         if name not in found:
@@ -148,9 +153,12 @@ def histograms_of(tally: Tally, news: News | None) -> dict[str, Histogram]:
     return found
 
 
-def memory_slope(points: list[tuple[float, float]]) -> float | None:
-    """Growth in MB within 10 minutes: the line of least squares through all but the first quarter (warm-up)."""
-    points = points[len(points) // 4 :]
+def slope(points: list[tuple[float, float]]) -> float | None:
+    """Growth a second: the line of least squares through the second half.
+
+    The first is warm-up. In `soak` it is as long as the daemon's window of known events, which fills until then.
+    """
+    points = points[len(points) // 2 :]
     if not points or points[-1][0] - points[0][0] < SLOPE_OVER_S:
         return None
     mean_x = sum(x for x, _ in points) / len(points)
@@ -158,8 +166,7 @@ def memory_slope(points: list[tuple[float, float]]) -> float | None:
     spread = sum((x - mean_x) ** 2 for x, _ in points)
     if not spread:
         return None
-    slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / spread
-    return slope * TEN_MINUTES_S / MEGABYTE
+    return sum((x - mean_x) * (y - mean_y) for x, y in points) / spread
 
 
 def limits(tally: Tally, *, processes: int, loaded_s: float) -> Limits:
@@ -206,14 +213,9 @@ def judgement(verdict: Verdict) -> Judgement:
     return Judgement(promise.text, promise.figure, verdict.value, verdict.measured, verdict.held, finite)
 
 
-def unit_of(figure: str) -> str:
-    """Of a figure in `Result.figures`."""
-    return "s" if rank_of(figure) else FIGURES[figure][0]
-
-
 def figure_text(figure: str, value: float | None) -> str:
     """A figure for people."""
-    return shown(value, unit_of(figure))
+    return shown(figure, value)
 
 
 def environment(target: str, daemon_version: str | None) -> dict[str, str]:

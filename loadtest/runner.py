@@ -35,6 +35,8 @@ SUBSCRIBED_WITHIN_S: Final = 20.0
 # News that come later than this after the last are no news.
 QUIET_S: Final = 1.5
 NEWS_WITHIN_S: Final = 10.0
+# How long the daemon knows the ids of events (`journal.dedupe_window_s`): until then that memory grows.
+WINDOW_S: Final = 600.0
 # Beside `Plan.grace_s`: for what a worker has to tell.
 ACCOUNT_WITHIN_S: Final = 30.0
 
@@ -290,6 +292,12 @@ class Run:
             notes.append(f"subscribers were cut off: {', '.join(cuts)}")
         if news is not None and news.excused:
             notes.append(f"news of {news.excused} events may have come while a subscriber was cut off: not asked for")
+        slope = any(each.figure == "memory_slope" for each in self.promises)
+        if slope and self.plan.scenario.duration_s < 2 * WINDOW_S:
+            notes.append(
+                f"memory_slope is of warm-up here: under {2 * WINDOW_S / 60:.0f} minutes the daemon's window of known "
+                "events still fills"
+            )
         if self.plan.closed:
             notes.append("closed loop: users wait for answers, so times while the daemon stalls are too good")
         return notes

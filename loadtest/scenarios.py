@@ -30,6 +30,8 @@ TEAMS: Final = 40
 CLASS_SIZE: Final = 1000
 
 PROMISED: Final = promises.parse("p99<100ms, notify_p99<1s, errors<0.1%")
+# Of one class of 200 on a machine that also makes the load: a teacher sees what happens as it happens.
+PROMISED_A_CLASS: Final = promises.parse("p99<25ms, notify_p99<150ms, errors<0.1%")
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ BUILT_IN: Final = {
             events_per_s=300,
             instructors=2,
             shape=shapes.parse("ramp:10s hold:50s"),
+            promises=PROMISED_A_CLASS,
         ),
         Scenario(
             "lecture-1000",
@@ -136,7 +139,7 @@ BUILT_IN: Final = {
             events_per_s=300,
             instructors=2,
             shape=shapes.parse("ramp:30s hold:1170s"),
-            promises=(*PROMISED, *promises.parse("memory_slope<=1MB, drain<5s")),
+            promises=(*PROMISED, *promises.parse("memory_slope<=1MB, lag_slope<=1s, drain<5s")),
         ),
     )
 }

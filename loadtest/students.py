@@ -13,6 +13,9 @@ ERRORS: Final = ("NameError: name 'score' is not defined", "ZeroDivisionError: d
 _CODE: Final = "frame = pd.read_csv('week_{cell:02}.csv')\nframe[frame.score > {run}].score.mean()"
 # The real client repeats a call for help every 10 s until it is taken back.
 HELP_REPEAT_S: Final = 10.0
+# A notebook, and with it a client session, is kept at least so long however fast its cells are run: a student of a soak
+# is many times as busy as a real one, but would not open hundreds of sessions an hour.
+STAY_S: Final = 300.0
 
 
 class Learner(VirtualUser):
@@ -26,6 +29,7 @@ class Learner(VirtualUser):
         self._cell = 0
         self._runs = 0
         self._hand_up_until = 0.0  # offset in the run
+        self._stays_until = 0.0  # offset in the run
         self._open_session()
 
     def _open_session(self) -> None:
@@ -103,7 +107,10 @@ class Student(Learner):
 
     @task(1)
     def change_notebook(self) -> Steps:
-        """Leave, and come back with another notebook and a new client session."""
+        """Leave, and come back with another notebook and a new client session. Nothing soon after the last time."""
+        if self.offset_s < self._stays_until:
+            return
+        self._stays_until = self.offset_s + STAY_S
         yield self.think(), self.post("notebook_closed")
         self._notebook = (self._notebook + 1) % NOTEBOOKS
         self._cell = 0

@@ -5,8 +5,9 @@ What comes is noted, not judged: `notifications.py` compares it with what was se
 
 from array import array
 from datetime import datetime
+from functools import lru_cache
 from math import inf
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 import trio
@@ -21,7 +22,7 @@ MOST_BYTES: Final = 2**26
 AGAIN_AFTER_S: Final = 0.25
 
 
-class Alert(msgspec.Struct, gc=False):
+class _Alert(msgspec.Struct, gc=False):
     """What identifies an alert here: `at` is the event's time, and no two events of a student have the same."""
 
     id: str
@@ -40,16 +41,39 @@ class _Changes(msgspec.Struct, gc=False):
 
 class _Frame(msgspec.Struct, gc=False):
     type: str
-    alerts: list[Alert] = []
+    alerts: list[_Alert] = []
     changes: _Changes | None = None
     state: _Changes | None = None
-    message: str = ""
 
 
 _decode: Final = msgspec.json.Decoder(_Frame).decode
 
 
-def milliseconds(when: datetime) -> int:
+class _Told(NamedTuple):
+    """What a frame tells: alerts by id, kind, student and time, and each student's latest event. Times in ms."""
+
+    snapshot: bool
+    alerts: list[tuple[str, str, str, int]]
+    users: list[tuple[str, int]]
+
+
+# All subscribers of a class get the same text within a moment: read once, a hundred of them cost little more than one.
+@lru_cache(maxsize=16)
+def _read(text: str | bytes) -> _Told:
+    frame = _decode(text)
+    patches = frame.changes or frame.state
+    return _Told(
+        frame.type == "snapshot",
+        [(alert.id, alert.alert, alert.user_id, _milliseconds(alert.at)) for alert in frame.alerts],
+        [
+            (user_id, _milliseconds(patch.last_activity))
+            for user_id, patch in (patches.users if patches else {}).items()
+            if patch is not None and patch.last_activity is not None
+        ],
+    )
+
+
+def _milliseconds(when: datetime) -> int:
     """Since the epoch."""
     return round(when.timestamp() * 1000)
 
@@ -108,40 +132,34 @@ class Subscriber:
             await socket.send_message(msgspec.json.encode({"type": "subscribe", "topics": [topic]}).decode())
             while True:
                 message = await socket.get_message()
-                self._take(_decode(message), self._clock.offset_s)
+                self._take(_read(message), self._clock.offset_s)
 
-    def _take(self, frame: _Frame, now: float) -> None:
+    def _take(self, told: _Told, now: float) -> None:
         self.frames += 1
-        if frame.type == "snapshot":
+        if told.snapshot:
             if not self._subscribed:
                 self.spans.append([now, inf])
             self.ready.set()
-        for alert in frame.alerts:
-            self._take_alert(alert, now)
-        patches = frame.changes or frame.state
-        if patches is None:
-            return
-        for user_id, patch in patches.users.items():
+        for alert_id, kind, user_id, at_ms in told.alerts:
             index = self._users.get(user_id)
-            if index is None or patch is None or patch.last_activity is None:
-                continue
-            self.last_news_s = now
-            self.seen_users.append(index)
-            self.seen_at_ms.append(milliseconds(patch.last_activity))
-            self.seen_offset_s.append(now)
+            if index is not None:
+                self._take_alert(alert_id, (index, kind, at_ms), now)
+        for user_id, at_ms in told.users:
+            index = self._users.get(user_id)
+            if index is not None:
+                self.last_news_s = now
+                self.seen_users.append(index)
+                self.seen_at_ms.append(at_ms)
+                self.seen_offset_s.append(now)
 
-    def _take_alert(self, alert: Alert, now: float) -> None:
-        index = self._users.get(alert.user_id)
-        if index is None:
-            return
+    def _take_alert(self, alert_id: str, alert: tuple[int, str, int], now: float) -> None:
         self.last_news_s = now
-        if alert.id in self._ids:
+        if alert_id in self._ids:
             self.repeated += 1
             return
-        self._ids.add(alert.id)
-        at_ms = milliseconds(alert.at)
-        self.alerts.setdefault((index, alert.alert, at_ms), now)
-        self.recent.record(now - self._clock.offset_of(at_ms))
+        self._ids.add(alert_id)
+        self.alerts.setdefault(alert, now)
+        self.recent.record(now - self._clock.offset_of(alert[2]))
 
 
 def _reason(error: BaseException) -> str:

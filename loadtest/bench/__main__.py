@@ -17,11 +17,11 @@ from statistics import median
 from types import FrameType
 
 from loadtest import database
-from loadtest.bench import disk, measures, queries, report, stores
+from loadtest.bench import disk, fanout, lessons, measures, queries, report, stores
 from loadtest.errors import LoadTestError
 from loadtest.processes import ROOT, claim_cores, need
 
-ROWS = ("single", "batch", "users")
+ROWS = ("single", "batch", "users", "fanout", *lessons.NAMES)
 # What is measured when it is asked for: nothing is promised about it by `make bench`.
 MORE = ("floor", "disk", "series", "stores")
 
@@ -55,8 +55,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seconds", type=float, default=8, help="length of a measurement (default 8)")
     parser.add_argument("--rounds", type=int, default=1, help="daemon figures a row, medians are reported (default 1)")
+    parser.add_argument("--only", default=",".join(ROWS), help=f"rows: {','.join(ROWS)} (default); {', '.join(MORE)}")
     parser.add_argument(
-        "--only", default=",".join(ROWS), help="rows: single,batch,users; or floor, disk, series, stores"
+        "--subscribers", type=int, default=fanout.SUBSCRIBERS, help=f"of fanout (default {fanout.SUBSCRIBERS})"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument("--keep", action="store_true", help="keep logs and data, and say where")
@@ -64,8 +65,8 @@ def _arguments() -> argparse.Namespace:
     arguments.only = arguments.only.split(",")
     if unknown := set(arguments.only) - {*ROWS, *MORE}:
         parser.error(f"--only: unknown row {', '.join(sorted(unknown))}")
-    if arguments.seconds < 2 or arguments.rounds < 1:
-        parser.error("--seconds must be at least 2, --rounds at least 1")
+    if arguments.seconds < 2 or arguments.rounds < 1 or arguments.subscribers < 2:
+        parser.error("--seconds and --subscribers must be at least 2, --rounds at least 1")
     return arguments
 
 
@@ -94,6 +95,9 @@ def _run(arguments: argparse.Namespace) -> tuple[dict[str, str], list[report.Row
             rows.append(measures.batch(bench, single_rate))
         if "users" in arguments.only:
             rows.append(measures.users(bench))
+        if "fanout" in arguments.only:
+            rows.append(fanout.fanout(bench, arguments.subscribers))
+        rows += [lessons.lesson(bench, name) for name in lessons.NAMES if name in arguments.only]
         if "series" in arguments.only:
             rows.append(queries.queries(bench))
         if "stores" in arguments.only:

@@ -15,15 +15,15 @@ from loadtest.bench.traffic import arrivals
 from loadtest.database import Database
 from loadtest.processes import Cores, Server, python_server
 
-# What issue 2 promises.
-FLOOR_SHARE = 0.40
+# What is promised.
+FLOOR_SHARE = 0.5
 P99_MS = 100.0
-BATCH_EVENTS_PER_S = 30_000
-BATCH_OVER_SINGLE = 4.0
-BYTES_PER_USER = 20_000
-CPU_GROWTH = 1.25
+BATCH_EVENTS_PER_S = 50_000
+BATCH_OVER_SINGLE = 6.0  # where the machine is too slow for that
+KB_PER_USER = 20.0
+CPU_GROWTH = 1.2
 
-FEW_USERS, MANY_USERS = 200, 10_000
+FEW_USERS, MANY_USERS = 200, 20_000
 SINGLE_CONNECTIONS = 200
 BATCH, BATCH_CONNECTIONS = 50, 32
 CELL_RUNS_ON_ARRIVAL = 3
@@ -144,12 +144,10 @@ def single(bench: Bench) -> tuple[Row, float]:
         median(each.load.requests_per_s for each in found),
     )
     floor_p99, p99 = median(load.p99_ms for load in floors), median(each.load.p99_ms for each in found)
-    share, limit = rate / floor_rate, max(floor_p99, P99_MS)
     row.add("floor", floor_rate, "req/s")
-    row.add("daemon", rate, "req/s")
-    row.judge("share of the floor", share, bound=f">= {FLOOR_SHARE:.2f}", held=share >= FLOOR_SHARE)
+    row.judge_ratio("daemon", rate, "req/s", floor_rate, FLOOR_SHARE, least=True)
     row.add("floor p99", floor_p99, "ms")
-    row.judge("daemon p99", p99, "ms", bound=f"<= {limit:.0f} ms", held=p99 <= limit)
+    row.judge("daemon p99", p99, "ms", max(floor_p99, P99_MS), floor=floor_p99)
     _cpu_figures(row, floors, found)
     _drained_figures(row, found)
     return row, rate
@@ -161,13 +159,13 @@ def batch(bench: Bench, single_rate: float | None) -> Row:
     bench.say(row.title)
     floors, found = _against_floor(bench, row, name="batch", batch=BATCH, connections=BATCH_CONNECTIONS)
     rate = median(each.load.events_per_s for each in found)
-    held = rate >= BATCH_EVENTS_PER_S
-    bound = f">= {BATCH_EVENTS_PER_S:,}"
+    floor_rate = median(load.events_per_s for load in floors)
+    least: float = BATCH_EVENTS_PER_S
     if single_rate is not None:
-        held = held or rate >= BATCH_OVER_SINGLE * single_rate
-        bound += f" or {BATCH_OVER_SINGLE:.0f} x single = {BATCH_OVER_SINGLE * single_rate:,.0f}"
-    row.add("floor", median(load.events_per_s for load in floors), "events/s")
-    row.judge("daemon", rate, "events/s", bound=bound, held=held)
+        row.add(f"{BATCH_OVER_SINGLE:.0f} x single", BATCH_OVER_SINGLE * single_rate, "events/s")
+        least = min(least, BATCH_OVER_SINGLE * single_rate)
+    row.add("floor", floor_rate, "events/s")
+    row.judge("daemon", rate, "events/s", least, least=True, floor=floor_rate)
     row.add("daemon p99", median(each.load.p99_ms for each in found), "ms")
     _cpu_figures(row, floors, found)
     _drained_figures(row, found)
@@ -203,21 +201,13 @@ def users(bench: Bench) -> Row:
             daemon.refuse_double_rows()
             row.problems += [f"{daemon.name}: {problem}" for problem in daemon.problems]
     few_cost, many_cost = median(cost[few_name]), median(cost[many_name])
-    growth = many_cost / few_cost
     row.add("empty daemon (USS)", empty["uss"] / 1e6, "MB")
     row.add(f"with {MANY_USERS:,} users (USS)", full["uss"] / 1e6, "MB")
-    row.judge(
-        "memory a user (USS)",
-        per_user["uss"] / 1000,
-        "kB",
-        bound=f"<= {BYTES_PER_USER / 1000:.0f} kB",
-        held=per_user["uss"] <= BYTES_PER_USER,
-    )
+    row.judge("memory a user (USS)", per_user["uss"] / 1000, "kB", KB_PER_USER)
     row.add("memory a user (PSS)", per_user["pss"] / 1000, "kB")
     row.add("memory a user (RSS)", per_user["rss"] / 1000, "kB")
     row.add(f"CPU an event, {FEW_USERS} users", few_cost, "µs")
-    row.add(f"CPU an event, {MANY_USERS:,} users", many_cost, "µs")
-    row.judge("growth of CPU an event", growth, bound=f"<= {CPU_GROWTH}", held=growth <= CPU_GROWTH)
+    row.judge_ratio(f"CPU an event, {MANY_USERS:,} users", many_cost, "µs", few_cost, CPU_GROWTH)
     _note_generator(row, busiest)
     row.notes += [
         f"CPU an event varied from {min(costs):.0f} to {max(costs):.0f} µs with {name}: the machine was not quiet"

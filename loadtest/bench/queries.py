@@ -87,7 +87,7 @@ def _filled(
 
 def _judge(row: Row, name: str, times: list[float], limit_ms: float) -> None:
     found = median(times)
-    row.judge(name, found, "ms", bound=f"<= {limit_ms:.0f} ms", held=found <= limit_ms)
+    row.judge(name, found, "ms", limit_ms)
 
 
 def _p99(times: list[float]) -> float:
@@ -96,7 +96,7 @@ def _p99(times: list[float]) -> float:
 
 def _judge_p99(row: Row, name: str, times: list[float], limit_ms: float) -> None:
     found = _p99(times)
-    row.judge(f"{name}, p99", found, "ms", bound=f"<= {limit_ms:.0f} ms", held=found <= limit_ms)
+    row.judge(f"{name}, p99", found, "ms", limit_ms)
 
 
 def _uncached_ms(daemon: Daemon, redis: servers.Redis) -> float:

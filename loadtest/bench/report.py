@@ -1,20 +1,29 @@
-"""What a bench found: figures with their bounds, as a table for people and as JSON."""
+"""What a bench found: one table of what is promised, the figures behind it below, and all of it as JSON."""
 
 import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Final
+
+# Name, floor, figure, its unit, bound, ratio, verdict.
+_LINE: Final = "{:<46} {:>9} {:>9} {:<8}  {:<18} {:>6}  {}"
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One number. `bound` says what it must be, `held` whether it is; both None where nothing is promised."""
+    """One number. `bound` says what it must be, `held` whether it is; both None where nothing is promised.
+
+    `floor` is what the same load costs where nothing but it is done, or where little of it is.
+    """
 
     name: str
     value: float
     unit: str = ""
     bound: str | None = None
     held: bool | None = None
+    floor: float | None = None
+    ratio: float | None = None  # to the floor, where there is one, else to the bound
 
 
 @dataclass
@@ -30,9 +39,24 @@ class Row:
         """A figure that nothing is promised about."""
         self.figures.append(Figure(name, value, unit))
 
-    def judge(self, name: str, value: float, unit: str = "", *, bound: str, held: bool) -> None:
-        """A figure with a verdict."""
-        self.figures.append(Figure(name, value, unit, bound, held))
+    def judge(
+        self, name: str, value: float, unit: str, limit: float, *, least: bool = False, floor: float | None = None
+    ) -> None:
+        """A figure with a verdict: at most `limit`, or at least."""
+        held = value >= limit if least else value <= limit
+        bound = f"{'>=' if least else '<='} {_number(limit)} {unit}".rstrip()
+        base = limit if floor is None else floor
+        self.figures.append(Figure(name, value, unit, bound, held, floor, value / base if base else None))
+
+    def judge_ratio(
+        self, name: str, value: float, unit: str, floor: float, limit: float, *, least: bool = False
+    ) -> None:
+        """A figure whose ratio to its floor has a verdict."""
+        ratio = value / floor
+        held = ratio >= limit if least else ratio <= limit
+        self.figures.append(
+            Figure(name, value, unit, f"{'>=' if least else '<='} {limit} of floor", held, floor, ratio)
+        )
 
     @property
     def judged(self) -> bool:
@@ -54,16 +78,45 @@ def _number(value: float) -> str:
 def table(machine: dict[str, str], rows: list[Row]) -> str:
     """The whole report as text."""
     lines = [f"{key}: {value}" for key, value in machine.items()]
+    if judged := [row for row in rows if row.judged]:
+        lines += ["", _LINE.format("", "floor", "figure", "", "bound", "ratio", "verdict")]
+        lines += [line for row in judged for line in _promised(row)]
+        lines += ["", "ratio: to the floor where there is one, else to the bound"]
     for row in rows:
-        verdict = "HELD" if row.held else "MISSED"
-        lines += ["", f"{row.title}: {verdict}" if row.judged else row.title]
-        width = max((len(figure.name) for figure in row.figures), default=0)
-        for figure in row.figures:
-            bound = "" if figure.held is None else f"   {'ok  ' if figure.held else 'MISS'} {figure.bound}"
-            lines.append(f"  {figure.name:<{width}}  {_number(figure.value):>11} {figure.unit:<8}{bound}".rstrip())
-        lines += [f"  note: {note}" for note in row.notes]
-        lines += [f"  PROBLEM: {problem}" for problem in row.problems]
+        lines += ["", *_detail(row)]
     return "\n".join(lines)
+
+
+def _promised(row: Row) -> list[str]:
+    """What is promised and what came."""
+    lines = [f"{row.title}: {_verdict(held=row.held)}"]
+    for each in row.figures:
+        if each.held is not None:
+            floor = "" if each.floor is None else _number(each.floor)
+            ratio = "" if each.ratio is None else f"{each.ratio:.3g}"
+            verdict = _verdict(held=each.held)
+            lines.append(
+                _LINE.format(f"  {each.name}", floor, _number(each.value), each.unit, each.bound or "", ratio, verdict)
+            )
+    if row.problems:
+        lines.append(_LINE.format("  went wrong, see below", "", str(len(row.problems)), "", "= 0", "", "MISSED"))
+    return lines
+
+
+def _verdict(*, held: bool) -> str:
+    return "held" if held else "MISSED"
+
+
+def _detail(row: Row) -> list[str]:
+    """One row with all that was measured."""
+    lines = [f"{row.title}: {_verdict(held=row.held)}" if row.judged else row.title]
+    width = max((len(figure.name) for figure in row.figures), default=0)
+    for each in row.figures:
+        bound = "" if each.held is None else f"   {'ok  ' if each.held else 'MISS'} {each.bound}"
+        lines.append(f"  {each.name:<{width}}  {_number(each.value):>11} {each.unit:<8}{bound}".rstrip())
+    lines += [f"  note: {note}" for note in row.notes]
+    lines += [f"  PROBLEM: {problem}" for problem in row.problems]
+    return lines
 
 
 def write_json(path: Path, machine: dict[str, str], rows: list[Row]) -> None:

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest import promises
-from loadtest.capacity import MOST_PROBES, PRECISION, Probe, search
+from loadtest.capacity import MOST_PROBES, PRECISION, Probe, confirmed, search
 from loadtest.errors import InterruptedSearchError
 from loadtest.result import judgement
 
@@ -86,3 +86,31 @@ async def test_an_interrupted_search_tells_what_it_knows():
     assert answer.carries == 200
     assert "interrupted" in answer.text()
     assert "at least 200" in answer.text()
+
+
+class Disturbed(System):
+    """Other work breaks every size once, the first time."""
+
+    def __init__(self, carries, lost=0):
+        super().__init__(carries)
+        self.lost = lost
+
+    async def probe(self, students):
+        found = await super().probe(students)
+        if self.tried.count(students) == 1:
+            found.held, found.lost = False, self.lost
+        return found
+
+
+async def test_a_size_that_breaks_once_is_not_broken():
+    system = Disturbed(1000)
+    answer = await search(confirmed(system.probe), first=50, most=10_000)
+    assert 950 <= answer.carries <= 1000
+    assert max(system.tried.count(size) for size in system.tried) == 2
+
+
+async def test_a_size_that_lost_an_event_is_not_tried_again():
+    system = Disturbed(1000, lost=1)
+    answer = await search(confirmed(system.probe), first=50, most=10_000)
+    assert answer.carries == 0
+    assert len(system.tried) == len(set(system.tried))

@@ -31,6 +31,7 @@ from tests.loadtest.conftest import RECORDINGS
         (["classroom-200", "--local", "--target", "http://127.0.0.1"], "no --target"),
         (["classroom-200", "--duration", "7 days"], "not a duration"),
         (["classroom-200", "--duration", "9h"], "at most 6 h"),
+        (["soak", "--duration", "6h"], "say --max-events 6480000"),
         (["classroom-200", "--students", "99999"], "students: 1 to 50000"),
         (["classroom-200", "--rate", "-3"], "rate"),
         (["classroom-200", "--shape", "hill:5s"], "expected ramp"),
@@ -225,10 +226,24 @@ def test_compare_says_what_changed_and_what_broke(tmp_path, capsys):
 
 def test_the_slope_of_memory_leaves_the_warm_up_out():
     flat = [(float(second), 5e7 + max(0, 30 - second) * 1e6) for second in range(0, 1200, 10)]
-    assert result.memory_slope(flat) == pytest.approx(0, abs=0.01)
+    assert result.slope(flat) == pytest.approx(0, abs=0.01)
     rising = [(float(second), 5e7 + second * 1e4) for second in range(0, 1200, 10)]
-    assert result.memory_slope(rising) == pytest.approx(6, rel=0.01)
-    assert result.memory_slope(rising[:5]) is None
+    assert result.slope(rising) == pytest.approx(1e4)
+    assert result.slope(rising[:5]) is None
+
+
+def test_slopes_are_of_the_load_alone_and_told_in_ten_minutes():
+    """300 events/s; after the load the lag falls and memory is let go, which is no growth."""
+    tally = Tally()
+    tally.second(0).acknowledged = 300 * 300
+    loaded = [Sample(float(second), lag_events=100 + second / 2, rss_bytes=5e7 - second * 1e3) for second in range(300)]
+    after = [Sample(300.5 + second, lag_events=0.0, rss_bytes=1e7) for second in range(100)]
+    figures = result.figures(tally, None, loaded + after, loaded_s=300, drain_s=1, lost=0)
+    assert figures["lag_slope"] == pytest.approx(1)
+    assert result.figure_text("lag_slope", figures["lag_slope"]) == "1 s in 10 min"
+    assert figures["memory_slope"] == pytest.approx(-0.6)
+    assert result.figure_text("memory_slope", figures["memory_slope"]) == "-0.6 MB in 10 min"
+    assert result.figure_text("lag_slope", -0.02) == "-20 ms in 10 min"
 
 
 def test_metrics_are_read():

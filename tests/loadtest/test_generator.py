@@ -8,7 +8,7 @@ import msgspec
 import pytest
 import trio
 
-from loadtest.generator import Generator
+from loadtest.generator import PULSE_S, Generator
 from loadtest.ledger import ACKNOWLEDGED, REFUSED, UNKNOWN
 from loadtest.plan import Plan, clock
 from loadtest.result import histograms_of, limits
@@ -193,3 +193,22 @@ async def test_stopped_early_it_keeps_what_there_is():
             generator.stop()
     assert len(generator.entries) >= 20
     assert generator.tally.overdue == 0
+
+
+class Hurrying:
+    """A clock on which nearly a pulse passes between any two looks."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    @property
+    def offset_s(self):
+        self.now += 0.95 * PULSE_S
+        return self.now
+
+
+async def test_a_pulse_that_is_over_before_it_is_waited_for_counts_as_late():
+    generator = Generator(plan("http://127.0.0.1:1"))
+    generator._clock = Hurrying()
+    await generator._pulse(10 * PULSE_S)
+    assert generator.tally.behind.max >= 0.8 * PULSE_S

@@ -6,7 +6,7 @@ from itertools import pairwise, takewhile
 import pytest
 
 from loadtest import scenarios
-from loadtest.students import BurstyClass, StuckStudent, Student
+from loadtest.students import STAY_S, BurstyClass, StuckStudent, Student
 from loadtest.users import Get, Person, Post, VirtualUser, task
 
 ANN = Person(3, "class", "ann@example.com", "Ann", "Team")
@@ -75,6 +75,13 @@ def test_a_student_opens_a_notebook_runs_its_cells_and_tries_again_what_failed()
     failed = sum(post.failed for post in runs) / len(runs)
     assert 0.1 < failed < 0.3
     assert all(post.alert == ("error" if post.failed else "") for post in runs)
+
+
+def test_a_busy_student_opens_no_more_sessions_than_a_real_one():
+    steps = steps_of(Student(ANN, "1", 0.05), 3000)
+    opened = [due for due, action in steps if action.fields["eventType"] == "notebook_opened"]
+    assert len(opened) > 5
+    assert all(after - before >= STAY_S for before, after in pairwise(opened[1:]))
 
 
 def test_a_hand_goes_up_is_kept_up_and_comes_down():

@@ -1,0 +1,46 @@
+"""What the bench prints."""
+
+from loadtest.bench import lessons
+from loadtest.bench.report import Row, table
+from loadtest.promises import judged, parse
+from loadtest.result import judgement
+
+
+def rows():
+    single = Row("one event a POST")
+    single.add("floor", 40_000, "req/s")
+    single.judge_ratio("daemon", 18_000, "req/s", 40_000, 0.5, least=True)
+    single.judge("daemon p99", 9.5, "ms", 100, floor=5)
+    quiet = Row("floor")
+    quiet.add("1 event a POST", 40_000, "req/s")
+    lesson = Row("burst")
+    found = judged(parse("errors<=0%, alert_max<1s"), {"errors": 0.0, "alert_max": 0.25})
+    lesson.figures += [lessons.judged(judgement(each)) for each in found]
+    lesson.judge("lost", 0, "events", 0)
+    return [single, quiet, lesson]
+
+
+def test_one_table_with_floor_ratio_and_verdict():
+    lines = table({"machine": "a fast one"}, rows()).split("\n\n")[1].splitlines()
+    assert [line.split() for line in lines] == [
+        ["floor", "figure", "bound", "ratio", "verdict"],
+        ["one", "event", "a", "POST:", "MISSED"],
+        ["daemon", "40,000", "18,000", "req/s", ">=", "0.5", "of", "floor", "0.45", "MISSED"],
+        ["daemon", "p99", "5", "9.5", "ms", "<=", "100", "ms", "1.9", "held"],
+        ["burst:", "held"],
+        ["requests", "failed", "at", "first", "0", "%", "<=", "0", "%", "held"],
+        ["slowest", "alert", "250", "ms", "<", "1000", "ms", "0.25", "held"],
+        ["lost", "0", "events", "<=", "0", "events", "held"],
+    ]
+    assert len({line.rindex("  ") for line in lines if line.startswith("  ")}) == 1
+
+
+def test_what_went_wrong_fails_a_row_whose_bounds_hold():
+    row = Row("batch")
+    row.judge("daemon", 60_000, "events/s", 50_000, least=True)
+    assert row.held
+    row.problems.append("3 acknowledged events are not in PostgreSQL")
+    assert not row.held
+    printed = table({}, [row])
+    assert "batch: MISSED" in printed
+    assert "PROBLEM: 3 acknowledged events" in printed
