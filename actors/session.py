@@ -137,6 +137,7 @@ class SessionActor:
                 self._pass_over(delivery)
             self._apply(delivery)
         except Exception as error:  # noqa: BLE001 - whatever it is, it hurts only this student
+            self._whole = False  # nobody may store it, or join a past to it, until the task has rebuilt it
             return error
         return None
 

@@ -22,9 +22,8 @@ from engine.ports import Cache, LiveFeed, Outbox
 SUBPROTOCOL: Final = "classpulse.v1"
 MAX_FRAME_BYTES: Final = 64 * 1024  # of a client's message; past it the connection closes with 1009
 # Bytes that may come before a client's message is whole: one of 64 KiB in fragments of one byte is seven times as much,
-# and fragments that hold nothing never count in its size. At each heartbeat some are forgiven: pings, answers to ours.
+# and fragments that hold nothing never count in its size. At a heartbeat outside a message they are forgiven.
 MAX_INCOMPLETE_BYTES: Final = 8 * MAX_FRAME_BYTES
-_FORGIVEN_BYTES: Final = 1024
 MAX_TOPICS: Final = 50  # a subscriber
 # Seconds between pings, and how long the answer may take: a peer that is gone or never reads is let go after both.
 HEARTBEAT_S: Final = 20.0
@@ -166,7 +165,8 @@ class StreamEndpoint:
     ) -> None:
         while True:
             await trio.sleep(self._heartbeat_s)
-            replay.incomplete = max(0, replay.incomplete - _FORGIVEN_BYTES)
+            if not socket._message_parts:  # noqa: SLF001 - it tells nobody else whether a message has begun
+                replay.incomplete = 0  # pings, and answers to ours
             with trio.move_on_after(self._heartbeat_s) as patience:
                 await socket.ping()
             if patience.cancelled_caught:

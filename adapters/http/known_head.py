@@ -16,8 +16,9 @@ _find_length: Final = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ?([0-9]+)\r\n").se
 _END: Final = b"\r\n\r\n"
 # Digits of a Content-Length that are looked at: bodies of one read have no more.
 _DIGITS: Final = 6
-# Bytes of a head that is kept: browsers send some 700. Each open connection may keep one.
+# Bytes and headers of a head that is kept: browsers send some 700, in a dozen. Each open connection may keep one.
 _MAX_HEAD: Final = 2048
+_MAX_HEADERS: Final = 32
 
 
 class KnownHead(NamedTuple):
@@ -36,12 +37,15 @@ class KnownHead(NamedTuple):
         ``size`` is the head's, in bytes.
         """
         end = len(data) - len(request.body)
-        if end > _MAX_HEAD:
+        if end > _MAX_HEAD or len(request.headers) > _MAX_HEADERS:
             return None
         length = _find_length(data, 0, max(end, 0))
         host = request.header(b"host")
-        if length is None or host is None or not data.endswith(_END, 0, end) or int(length[1]) != len(request.body):
+        if length is None or host is None or int(length[1]) != len(request.body):
             return None
+        # Line ends may come before a request and after it: the first blank line must be the one before the body.
+        if data.find(_END, 0, end) != end - len(_END) or not data.startswith(request.target, len(request.method) + 1):
+            return None  # or it named another host in its target
         headers = [header for header in request.headers if header[0] != b"content-length"]
         return cls(
             data[: length.start(1)],

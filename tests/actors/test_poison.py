@@ -6,6 +6,7 @@ import pytest
 import trio
 
 from actors import session as session_module
+from actors.session import SessionActor
 from engine.session import UserState
 from tests.actors.test_recovery import assert_stored_once
 from tests.actors.world import bare, folded, until
@@ -97,6 +98,24 @@ async def test_events_that_wait_meanwhile_keep_their_order_and_nothing_counts_tw
     await trio.testing.wait_all_tasks_blocked()
     gate.set()
     await assert_as_without(world, events, [events[1]])
+
+
+async def test_half_of_an_event_is_never_stored(autojump_clock, world, monkeypatch):
+    """Between the fault, in the router's turn, and the moment that the student's task wakes to mend it."""
+    deliver, seen = SessionActor.deliver, []
+
+    def watched(self, delivery):
+        deliver(self, delivery)
+        if self._busy:
+            seen.append(self.settled)
+
+    monkeypatch.setattr(SessionActor, "deliver", watched)
+    events = [run(), run(), bad()]
+    await world.post(events[0])
+    await world.all_stored()
+    await world.post(*events[1:])
+    assert seen == [False]
+    await assert_as_without(world, events, [events[2]])
 
 
 async def test_it_does_not_need_the_store(autojump_clock, world):
