@@ -101,7 +101,7 @@ class Result(msgspec.Struct):
         broken = [each.promise for each in self.judgements if not each.held]
         faults = [check.name for check in self.checks if not check.held]
         if not broken and not faults:
-            return "HELD: every promise, and nothing is missing"
+            return "HELD: every promise, and nothing is missing" if self.judgements else "HELD: nothing is missing"
         parts = [f"{len(broken)} of {len(self.judgements)} promises broken" * bool(broken)]
         parts.append("events are not accounted for" * bool(faults))
         return "BROKEN: " + "; ".join(part for part in parts if part)

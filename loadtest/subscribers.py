@@ -11,14 +11,13 @@ from typing import Final, NamedTuple
 
 import msgspec
 import trio
-from trio_websocket import ConnectionClosed, HandshakeError, open_websocket_url
 
+from loadtest.errors import TransportError
 from loadtest.histograms import Histogram
 from loadtest.plan import Clock
+from loadtest.stream import connect
 from loadtest.target import Target
 
-# A snapshot of 20,000 students is some 8 MB.
-MOST_BYTES: Final = 2**26
 AGAIN_AFTER_S: Final = 0.25
 
 
@@ -59,7 +58,7 @@ class _Told(NamedTuple):
 
 # All subscribers of a class get the same text within a moment: read once, a hundred of them cost little more than one.
 @lru_cache(maxsize=16)
-def _read(text: str | bytes) -> _Told:
+def _read(text: bytes) -> _Told:
     frame = _decode(text)
     patches = frame.changes or frame.state
     return _Told(
@@ -111,9 +110,9 @@ class Subscriber:
         while True:
             try:
                 await self._follow()
-            except (ConnectionClosed, HandshakeError, OSError) as error:
+            except TransportError as error:
                 if self._subscribed or not self.cuts:  # a daemon that is away is asked again and again: told once
-                    self.cuts.append(_reason(error))
+                    self.cuts.append(str(error))
             finally:
                 if self._subscribed:
                     self.spans[-1][1] = self._clock.offset_s
@@ -124,15 +123,20 @@ class Subscriber:
         return bool(self.spans) and self.spans[-1][1] == inf
 
     async def _follow(self) -> None:
-        headers = [(name.encode(), value.encode()) for name, value in self._target.headers]
-        async with open_websocket_url(
-            self._target.stream_url, extra_headers=headers, max_message_size=MOST_BYTES
-        ) as socket:
+        stream = await connect(self._target)
+        try:
             topic = f"class:{self.class_id}"
-            await socket.send_message(msgspec.json.encode({"type": "subscribe", "topics": [topic]}).decode())
+            await stream.send(msgspec.json.encode({"type": "subscribe", "topics": [topic]}))
             while True:
-                message = await socket.get_message()
-                self._take(_read(message), self._clock.offset_s)
+                messages = await stream.receive()
+                now = self._clock.offset_s
+                for message in messages:
+                    self._take(_read(message), now)
+        except (OSError, trio.BrokenResourceError) as error:
+            raise TransportError("closed with 1006") from error
+        finally:
+            with trio.CancelScope(shield=True):  # at once: it says no good-bye
+                await stream.aclose()
 
     def _take(self, told: _Told, now: float) -> None:
         self.frames += 1
@@ -160,9 +164,3 @@ class Subscriber:
         self._ids.add(alert_id)
         self.alerts.setdefault(alert, now)
         self.recent.record(now - self._clock.offset_of(alert[2]))
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, ConnectionClosed):
-        return f"closed with {error.reason.code if error.reason else 1006}"
-    return "refused" if isinstance(error, HandshakeError) else "no connection"
