@@ -16,6 +16,7 @@ from actors.supervisor import supervise
 from actors.writer import StoreWriter
 from adapters.asyncio_bridge import open_loop
 from adapters.embedded import EmbeddedPostgres
+from adapters.huge_pages import HugePages
 from adapters.journal import SqliteJournal
 from adapters.lock import DirectoryLock
 from adapters.systemd import Manager
@@ -151,6 +152,7 @@ class App:
             background.start_soon(supervise, "broadcaster", parts.broadcaster.run)
             background.start_soon(supervise, "upkeep", parts.upkeep.run)
             background.start_soon(supervise, "replicas", parts.databases.run)
+            background.start_soon(supervise, "huge pages", HugePages().run)
             if announcing is not None:
                 background.start_soon(supervise, "bus", announcing.bus.run)
                 background.start_soon(supervise, "publisher", announcing.publisher.run)

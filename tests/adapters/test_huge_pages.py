@@ -1,0 +1,52 @@
+"""The heap on huge pages."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from adapters.huge_pages import HUGE_PAGE, collapse, heap_pages
+from tests.unable import unable
+
+MAPS = """\
+00400000-00a00000 r-xp 00000000 fe:00 1234 /usr/bin/python3
+00a00000-01000000 rw-p 00600000 fe:00 1234 /usr/bin/python3
+01100000-01700000 rw-p 00000000 00:00 0 [heap]
+7f0000000000-7f0000001000 ---p 00000000 00:00 0
+7f0000001000-7f0000801000 rw-p 00000000 00:00 0
+7f0000a00000-7f0000e00000 rw-p 00000000 00:00 0
+7f0000e00000-7f0000f00000 r--p 00000000 00:00 0
+7f0001000000-7f0001400000 rw-s 00000000 00:01 55 /dev/shm/x
+7f0001500000-7f0001700000 rw-p 00000000 00:00 0
+7ffc00000000-7ffc00800000 rw-p 00000000 00:00 0 [stack]
+"""
+
+GROW = """
+from pathlib import Path
+from adapters.huge_pages import collapse
+held = [(str(number), number + 10**6) for number in range(400_000)]
+print(collapse())
+print(Path("/proc/self/smaps_rollup").read_text())
+"""
+
+
+def test_whole_pages_of_the_heap_alone():
+    """No file, nothing shared, no stack, and no part of a page."""
+    assert list(heap_pages(MAPS.splitlines())) == [
+        0x01200000, 0x01400000, 0x7F0000A00000, 0x7F0000C00000,
+    ]  # fmt: skip
+    assert all(page % HUGE_PAGE == 0 for page in heap_pages(MAPS.splitlines()))
+
+
+def test_a_heap_that_has_grown_is_on_huge_pages_afterwards():
+    if not Path("/sys/kernel/mm/transparent_hugepage").exists():
+        unable("this kernel has no transparent huge pages")
+    done = subprocess.run([sys.executable, "-c", GROW], capture_output=True, text=True, check=True)
+    supported, *rollup = done.stdout.splitlines()
+    assert supported == "True"
+    (huge,) = [int(line.split()[1]) for line in rollup if line.startswith("AnonHugePages:")]
+    assert huge * 1024 >= 8 * HUGE_PAGE  # kB; some 60 MB were made
+
+
+def test_where_there_is_no_proc_it_says_so(monkeypatch):
+    monkeypatch.setattr("adapters.huge_pages._MAPS", Path("/nowhere/maps"))
+    assert not collapse()
