@@ -39,7 +39,7 @@ class Series:
             self._offset = self._recovery.resumes[self._name]
         return self._offset
 
-    def take(self, *, beside_rows: bool) -> bool:  # noqa: ARG002 - samples are few beside rows
+    def take(self, *, rows: int) -> bool:  # noqa: ARG002 - samples are few beside rows
         """The oldest samples that wait."""
         self._taken = self._samples.take(self._max_samples)
         return bool(self._taken)

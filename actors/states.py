@@ -21,11 +21,13 @@ from .recovery import Resume, resume_from
 from .session import SessionActor, SessionContext
 
 # While rows are written, a state is at most once in so many seconds, and so many states go into a flush, the longest
-# dirty first: what states cost does not grow with the rate of events.
+# dirty first: fewer beside thousands of rows, so that what states cost does not grow with the rate of events.
 _STATE_INTERVAL_S: Final = 2.0
-_MAX_SNAPSHOTS: Final = 100
-# States in one flush when there are no rows to write: all that are dirty go, in a few transactions.
-_MAX_IDLE_SNAPSHOTS: Final = 1000
+_MANY_ROWS: Final = 1000
+_MAX_SNAPSHOTS_BESIDE_MANY: Final = 100
+_MAX_SNAPSHOTS_BESIDE_ROWS: Final = 500
+# When there are none, all that are dirty go, in a few transactions.
+_MAX_SNAPSHOTS: Final = 1000
 
 # How long a state that the store refused is not tried again, in seconds: each try is a bisection.
 _REFUSED_S: Final = 60.0
@@ -97,10 +99,14 @@ class States:
             Flush(self._journal.id, after=resume.rows, upto=resume.rows, snapshot_floor=resume.snapshots)
         )
 
-    def take(self, *, beside_rows: bool) -> bool:
+    def take(self, *, rows: int) -> bool:
         """Students that are due, and all notebooks, dead letters, and offsets of others."""
-        limit = _MAX_SNAPSHOTS if beside_rows else _MAX_IDLE_SNAPSHOTS
-        self._actors = self._take_actors(limit, self._states_due() if beside_rows else self._watermark.value)
+        limit, due = _MAX_SNAPSHOTS, self._watermark.value
+        if rows:
+            limit, due = _MAX_SNAPSHOTS_BESIDE_ROWS, self._states_due()
+        if rows > _MANY_ROWS:
+            limit = _MAX_SNAPSHOTS_BESIDE_MANY
+        self._actors = self._take_actors(limit, due)
         self._full = len(self._actors) == limit
         self._taken_notebooks = self._notebooks.take_all()
         self._taken_letters = self._dead_letters.take_all()

@@ -49,8 +49,8 @@ class Cargo(Protocol):
     async def resume(self) -> int:
         """After which seq the rows go on. Raises StoreUnavailableError and StoreRefusedError."""
 
-    def take(self, *, beside_rows: bool) -> bool:
-        """Choose what goes along; tells whether there is anything."""
+    def take(self, *, rows: int) -> bool:
+        """Choose what goes along with so many rows; tells whether there is anything."""
 
     def load(self, flush: Flush) -> Flush:
         """The flush with what was taken."""
@@ -180,7 +180,7 @@ class StoreWriter:
             if commits and commits[0].first_seq <= self.offset:  # a bisection got so far, and was interrupted
                 commits[0] = commits[0].after(self.offset)
         upto = commits[-1].last_seq if commits else self.offset
-        if not self._cargo.take(beside_rows=bool(commits)) and not commits:
+        if not self._cargo.take(rows=upto - self.offset) and not commits:
             return Flushed.NOTHING
         began = trio.current_time()
         try:
@@ -198,7 +198,9 @@ class StoreWriter:
         reach("writer.trim")
         if committed:
             await self._trimming.report(committed)
-        more = self.offset < self._watermark.value if commits else self._cargo.more
+        # What has come since the look waits for the next interval: a transaction for each event would be the daemon's
+        # whole work at a few hundred a second.
+        more = upto < watermark or self._cargo.more
         return Flushed.PART if more else Flushed.ALL
 
     async def _write(self, flush: Flush) -> set[UserKey]:

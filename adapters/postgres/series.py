@@ -46,8 +46,10 @@ _RUNS: Final = (
     "where cell_index is not null group by cell_index"
 )
 # Gathered into arrays first, which the server's workers share; grouping for the median itself would sort all of it.
+# `unnest` among the columns hands one value on at a time; in a `from` it would write the whole array down first.
 _MEDIANS: Final = (
-    "select cell_index, (select percentile_cont(0.5) within group (order by each) from unnest(durations) as each) "  # noqa: S608
+    "select cell_index, "  # noqa: S608
+    "(select percentile_cont(0.5) within group (order by each) from (select unnest(durations) as each) as timed) "
     "from (select cell_index, array_agg(execution_duration_ms) as durations from cell_executions "
     f"where class_id = $1 and notebook_path = $2 and {_EXECUTED} and {_TIMED} and cell_index is not null group by 1) "
     "as gathered"

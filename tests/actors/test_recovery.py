@@ -68,7 +68,7 @@ async def test_what_a_snapshot_holds_is_not_applied_again(autojump_clock, world)
 
 async def test_a_snapshots_offset_within_a_commit(autojump_clock, world, monkeypatch):
     """The flush of a commit's rows holds the states of some of its students only; then the daemon is killed."""
-    monkeypatch.setattr(states_module, "_MAX_SNAPSHOTS", 1)
+    monkeypatch.setattr(states_module, "_MAX_SNAPSHOTS_BESIDE_ROWS", 1)
     events = [run("ann"), run("bob"), run("bob"), run("cid")]
     write = world.store.write
     waiting = world.dirty.waiting
