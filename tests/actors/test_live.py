@@ -89,6 +89,24 @@ async def test_while_rows_flow_a_state_is_stored_now_and_then_and_at_once_when_t
     assert (await world.stored_state()).executions == world.state().executions
 
 
+async def test_under_a_steady_load_a_flush_waits_for_its_interval(autojump_clock, world):
+    """What comes while a flush is written is no reason for another at once."""
+    write, began_at = world.store.write, []
+
+    async def slow(flush):
+        began_at.append(trio.current_time())
+        await trio.sleep(0.05)
+        await write(flush)
+
+    world.store.write = slow
+    for _ in range(500):
+        world.router.accept([run()], lambda outcome: None)
+        await trio.sleep(0.01)
+    assert 5 <= len(began_at) <= 12  # 5 s, one each 0.5 s
+    await world.all_stored()
+    assert len(world.stored_ids) == 500
+
+
 async def test_rows_are_stored_up_to_the_watermark_only(autojump_clock, world, gate):
     await accept(world, run("ann"))
     await accept(world, run("slow"))
