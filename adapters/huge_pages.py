@@ -7,6 +7,7 @@ allocator does not ask for any, so this asks for what the heap has become, now a
 
 import ctypes
 import errno
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
@@ -19,6 +20,9 @@ HUGE_PAGE: Final = 2 * 1024 * 1024  # bytes, on x86-64 and on arm64 with pages o
 _MADV_COLLAPSE: Final = 25
 # Seconds between two looks: a class that comes in is on huge pages before it has opened its notebooks.
 _PERIOD_S: Final = 10.0
+# Parts of the time that the heap is left alone, to one in which it is being moved. Moving a page takes 0.5 to 6 ms, and
+# who asks for memory waits for it: one after the other, they held the event loop up for 76 ms (docs/performance.md).
+_REST: Final = 9.0
 _MAPS: Final = Path("/proc/self/maps")
 
 log = structlog.get_logger("memory")
@@ -29,7 +33,8 @@ class HugePages:
 
     async def run(self) -> None:
         """Until cancelled."""
-        while await trio.to_thread.run_sync(collapse):
+        # A look at a grown heap takes seconds, most of them rests; nobody waits for that at the end.
+        while await trio.to_thread.run_sync(collapse, abandon_on_cancel=True):
             await trio.sleep(_PERIOD_S)
         log.info("no huge pages on this system: thousands of live students cost more CPU an event")
 
@@ -43,10 +48,11 @@ def collapse() -> bool:
     except (OSError, AttributeError):
         return False
     for page in pages:
-        if madvise(ctypes.c_void_p(page), ctypes.c_size_t(HUGE_PAGE), _MADV_COLLAPSE) == 0:
-            continue
-        if ctypes.get_errno() in (errno.ENOSYS, errno.EPERM):
+        began = time.perf_counter()
+        failed = madvise(ctypes.c_void_p(page), ctypes.c_size_t(HUGE_PAGE), _MADV_COLLAPSE)
+        if failed and ctypes.get_errno() in (errno.ENOSYS, errno.EPERM):
             return False
+        time.sleep(_REST * (time.perf_counter() - began))
     return True
 
 
