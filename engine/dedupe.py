@@ -5,7 +5,11 @@ from collections import deque
 from hashlib import blake2b
 from typing import Final
 
+import msgspec
+
 DIGEST_BYTES: Final = 8
+# Of the window: events that were received nearer than this leave it together, with the youngest of them.
+_SAME_AGE: Final = 1 / 1000
 _from_bytes: Final = int.from_bytes  # looked up once: it runs for every event
 
 
@@ -26,23 +30,59 @@ class Digester:
 
 
 class DedupeWindow:
-    """Digests of the events of the last commits. Both bounds hold: the oldest commits leave first."""
+    """Digests of the events of the last commits. Both bounds hold: the oldest events leave first.
+
+    Some 80 bytes an event. A set is copied into a new one when about as many have left it as stay; in parts, so that
+    this neither holds the event loop up nor takes the memory of the whole window twice.
+    """
+
+    PARTS: Final = 8
 
     def __init__(self, *, max_events: int, window_ms: int) -> None:
         self._max_events = max_events
         self._window_ms = window_ms
-        self.known: set[int] = set()  # to look into; `add` alone changes it
-        self._commits: deque[tuple[int, array[int]]] = deque()
+        # To look into, at `digest % PARTS`, where calling `in` would cost too much; `add` alone changes it.
+        self.parts: Final[tuple[set[int], ...]] = tuple(set() for _ in range(self.PARTS))
+        self._digests: deque[int] = deque()  # oldest first
+        self._ages: deque[_Age] = deque()  # of all of them, oldest first
 
     def __len__(self) -> int:
-        return len(self.known)
+        return len(self._digests)
+
+    def __contains__(self, digest: int) -> bool:
+        return digest in self.parts[digest % self.PARTS]
 
     def add(self, received_at: int, digests: "array[int]") -> None:
         """Note the events of one commit (received at ``received_at`` ms), and let go of what is too old or too many."""
         if digests:
-            self.known.update(digests)
-            self._commits.append((received_at, digests))
-        while self._commits and (
-            len(self.known) > self._max_events or self._commits[0][0] < received_at - self._window_ms
-        ):
-            self.known.difference_update(self._commits.popleft()[1])
+            for digest in (new := digests.tolist()):
+                self.parts[digest % self.PARTS].add(digest)
+            self._digests.extend(new)
+            # Commits of one moment share an age, so that one event a commit costs no more than many.
+            if self._ages and received_at - self._ages[-1].first < self._window_ms * _SAME_AGE:
+                self._ages[-1].last = max(received_at, self._ages[-1].last)  # a clock may be set back
+                self._ages[-1].count += len(new)
+            else:
+                self._ages.append(_Age(received_at, received_at, len(new)))
+        while self._ages and self._ages[0].last < received_at - self._window_ms:
+            self._drop(self._ages.popleft().count)
+        excess = len(self._digests) - self._max_events
+        if excess > 0:
+            self._drop(excess)
+            while (oldest := self._ages[0]).count <= excess:
+                excess -= oldest.count
+                self._ages.popleft()
+            oldest.count -= excess
+
+    def _drop(self, count: int) -> None:
+        for _ in range(count):
+            digest = self._digests.popleft()
+            self.parts[digest % self.PARTS].discard(digest)
+
+
+class _Age(msgspec.Struct, gc=False):
+    """When a run of events was received, in ms, and how many they are."""
+
+    first: int
+    last: int
+    count: int

@@ -94,7 +94,7 @@ class Pipeline:
         new: dict[int, Event] = {}
         for event in batch:
             known = Digester(KEY)(event.class_id, event.user_id, event.event_id)
-            if known not in self.window.known:
+            if known not in self.window:
                 new.setdefault(known, event)
         if not new:
             return

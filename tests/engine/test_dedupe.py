@@ -1,5 +1,7 @@
 """The window knows what came lately, and no more than it may hold."""
 
+import random
+import tracemalloc
 from array import array
 from itertools import product
 
@@ -18,8 +20,8 @@ def window(*, max_events: int = 100, window_ms: int = 1000) -> DedupeWindow:
 def test_what_was_added_is_known_and_nothing_else():
     known = window()
     known.add(0, array("Q", [1, 2]))
-    assert 1 in known.known
-    assert 3 not in known.known
+    assert 1 in known
+    assert 3 not in known
     assert len(known) == 2
 
 
@@ -28,17 +30,17 @@ def test_commits_leave_when_they_are_older_than_the_window():
     known.add(0, array("Q", [1]))
     known.add(1, array("Q", [2]))
     known.add(1000, array("Q"))
-    assert 1 in known.known
+    assert 1 in known
     known.add(1001, array("Q", [3]))
-    assert 1 not in known.known
-    assert 2 in known.known
+    assert 1 not in known
+    assert 2 in known
 
 
 def test_the_oldest_commits_leave_when_there_are_too_many():
     known = window(max_events=4)
     for commit in range(10):
         known.add(0, array("Q", [2 * commit, 2 * commit + 1]))
-    assert [value for value in range(20) if value in known.known] == [16, 17, 18, 19]
+    assert [value for value in range(20) if value in known] == [16, 17, 18, 19]
 
 
 @given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 5)), max_size=30))
@@ -53,10 +55,46 @@ def test_both_bounds_hold_after_every_commit(commits):
         value += count
         young = [number for at, number in added if at >= now - 500]
         assert len(known) <= 20
-        assert all(
-            number in known.known for number in young[-16:]
-        )  # a commit leaves whole, so up to 4 more may be gone
-        assert not any(number in known.known for at, number in added if at < now - 500)
+        assert all(number in known for number in young[-20:])
+        assert not any(number in known for at, number in added if at < now - 500)
+
+
+def test_commits_of_one_moment_leave_with_the_youngest_of_them():
+    known = window(window_ms=10_000)
+    for received_at in (0, 5, 9):
+        known.add(received_at, array("Q", [received_at]))
+    known.add(10_009, array("Q"))
+    assert [number in known for number in (0, 5, 9)] == [True, True, True]
+    known.add(10_010, array("Q"))
+    assert [number in known for number in (0, 5, 9)] == [False, False, False]
+
+
+def test_a_clock_that_is_set_back_forgets_nothing_early():
+    known = window(window_ms=10_000)
+    known.add(10_000, array("Q", [1]))
+    known.add(0, array("Q", [2]))
+    known.add(20_000, array("Q"))
+    assert 1 in known
+
+
+def test_a_full_window_takes_no_more_memory_while_events_come_and_go():
+    numbers = random.Random(7)
+    known = window(max_events=100_000)
+    tracemalloc.start()
+    try:
+
+        def commits(count):
+            for _ in range(count):
+                known.add(0, array("Q", [numbers.getrandbits(64) for _ in range(10)]))
+
+        commits(40_000)  # a set makes more room once it has seen many come and go
+        full, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        commits(40_000)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.25 * full
 
 
 def test_a_digest_is_of_every_part_and_of_the_journals_key():
