@@ -14,8 +14,10 @@ _CODE: Final = "frame = pd.read_csv('week_{cell:02}.csv')\nframe[frame.score > {
 # The real client repeats a call for help every 10 s until it is taken back.
 HELP_REPEAT_S: Final = 10.0
 # A notebook, and with it a client session, is kept at least so long however fast its cells are run: a student of a soak
-# is many times as busy as a real one, but would not open hundreds of sessions an hour.
+# is many times as busy as a real one, but would not open hundreds of sessions an hour. Those not seen yet come sooner:
+# all of them within the first half of a soak, so that what grows in its second half is not the students' work.
 STAY_S: Final = 300.0
+FIRST_STAY_S: Final = 45.0
 
 
 class Learner(VirtualUser):
@@ -30,6 +32,7 @@ class Learner(VirtualUser):
         self._runs = 0
         self._hand_up_until = 0.0  # offset in the run
         self._stays_until = 0.0  # offset in the run
+        self._opened = 1  # notebooks, again and again
         self._open_session()
 
     def _open_session(self) -> None:
@@ -87,7 +90,13 @@ class Student(Learner):
             yield self.think(), self.run(self._cell, failed=failed)
             if not failed:
                 break
+        yield from self._go_on()
+
+    def _go_on(self) -> Steps:
+        """To the next cell; after the last one to the next notebook, or once more through this one."""
         self._cell = (self._cell + 1) % CELLS
+        if self._cell == 0:
+            yield from self.change_notebook()
 
     @task(8)
     def save(self) -> Steps:
@@ -110,7 +119,8 @@ class Student(Learner):
         """Leave, and come back with another notebook and a new client session. Nothing soon after the last time."""
         if self.offset_s < self._stays_until:
             return
-        self._stays_until = self.offset_s + STAY_S
+        self._opened += 1
+        self._stays_until = self.offset_s + (STAY_S if self._opened >= NOTEBOOKS else FIRST_STAY_S)
         yield self.think(), self.post("notebook_closed")
         self._notebook = (self._notebook + 1) % NOTEBOOKS
         self._cell = 0
@@ -130,7 +140,7 @@ class StuckStudent(Student):
             yield self.think(), self.run(self._cell, failed=True)
         yield from self.ask_for_help()
         yield self.think(), self.run(self._cell, failed=False)
-        self._cell = (self._cell + 1) % CELLS
+        yield from self._go_on()
 
 
 class BurstyClass(Learner):

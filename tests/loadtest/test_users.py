@@ -1,12 +1,13 @@
 """What virtual users do: the same for the same seed, as often as planned, in a student's own order."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise, takewhile
 
 import pytest
 
 from loadtest import scenarios
-from loadtest.students import STAY_S, BurstyClass, StuckStudent, Student
+from loadtest.students import NOTEBOOKS, STAY_S, BurstyClass, StuckStudent, Student
 from loadtest.users import Get, Person, Post, VirtualUser, task
 
 ANN = Person(3, "class", "ann@example.com", "Ann", "Team")
@@ -80,8 +81,16 @@ def test_a_student_opens_a_notebook_runs_its_cells_and_tries_again_what_failed()
 def test_a_busy_student_opens_no_more_sessions_than_a_real_one():
     steps = steps_of(Student(ANN, "1", 0.05), 3000)
     opened = [due for due, action in steps if action.fields["eventType"] == "notebook_opened"]
-    assert len(opened) > 5
-    assert all(after - before >= STAY_S for before, after in pairwise(opened[1:]))
+    assert len(opened) > 12
+    assert all(after - before >= STAY_S for before, after in pairwise(opened[NOTEBOOKS - 1 :]))
+
+
+def test_all_notebooks_are_seen_in_the_first_half_of_a_soak():
+    for kind in (Student, StuckStudent):
+        for index in range(20):
+            steps = steps_of(kind(replace(ANN, index=index), "1", 200 / 300), 600)
+            seen = {action.fields["notebookPath"] for _, action in steps}
+            assert len(seen) == NOTEBOOKS
 
 
 def test_a_hand_goes_up_is_kept_up_and_comes_down():
