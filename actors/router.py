@@ -1,5 +1,6 @@
 """The router: takes commits in seq order and hands each student's events to that student's actor."""
 
+from collections.abc import Iterable
 from typing import Final
 
 import structlog
@@ -23,8 +24,10 @@ _MAX_COMMITS: Final = 64
 # Deliveries (one a commit) in a student's mailbox. At half of it the edge answers 503 for that student alone, before
 # the journal; the other half is room for commits that are under way by then, so the router never waits for one user.
 MAILBOX_DELIVERIES: Final = 4 * _MAX_COMMITS
-# How often actors that may retire are looked for, in seconds.
+# How often actors that may retire are looked for, in seconds; and how many are looked at in one turn of the event loop:
+# with tens of thousands of them, whose memory is cold, a look at all takes as long as a hundred requests.
 _SWEEP_S: Final = 30.0
+_SWEEP_USERS: Final = 500
 
 log = structlog.get_logger("router")
 
@@ -207,14 +210,17 @@ class Router:
     async def _sweep(self) -> None:
         """Retire students of whom nothing was received for long, once their state is stored."""
         while True:
-            await trio.sleep(_SWEEP_S)
-            reach("router.sweep")
-            self.sweep()
+            users = list(self.users.items())
+            parts = -(-len(users) // _SWEEP_USERS) or 1
+            for part in range(parts):
+                await trio.sleep(_SWEEP_S / parts)
+                reach("router.sweep")
+                self.sweep(users[part * _SWEEP_USERS : (part + 1) * _SWEEP_USERS])
 
-    def sweep(self) -> None:
-        """One look for actors to retire."""
+    def sweep(self, users: Iterable[tuple[UserKey, SessionActor]]) -> None:
+        """Retire those of them who may; nobody else retires anybody."""
         before = self._clock() - self._retire_after_ms
-        for key, actor in list(self.users.items()):
+        for key, actor in users:
             if actor.state.last_receipt < before and actor.settled and self._idle(key, actor):
                 del self.users[key]
                 actor.retire()

@@ -18,7 +18,7 @@ local function lines_of(path)
   return lines
 end
 
-local run, batch, users, cells, head
+local run, batch, users, cells, head, first
 local parts = {}
 local stamp = ""
 local events = 0 -- made so far in this run
@@ -52,6 +52,7 @@ function init(args)
   end
   run, batch = args[1], tonumber(args[2])
   users, cells = lines_of(args[3]), lines_of(args[4])
+  first = tonumber(run:sub(1, 8), 16) % (#users * #cells) -- a run's place to begin
   head = "POST " .. wrk.path .. " HTTP/1.1\r\nHost: " .. wrk.host .. ":" .. wrk.port
     .. "\r\nContent-Type: application/json\r\nOrigin: http://127.0.0.1:8888\r\nContent-Length: "
 end
@@ -61,9 +62,11 @@ local function put(at)
   if events % 64 == 0 then
     stamp = os.date("!%Y-%m-%dT%H:%M:%S.")
   end
-  -- Users take turns, and each moves through the cells one by one.
-  local user = events % #users
-  local cell = math.floor(events / #users) % #cells
+  -- Users take turns, and each moves through the cells one by one, not in step with the others: however many there are
+  -- and however long it goes, one run in five fails, and no cell fails for the same user in every load.
+  local turn = first + events
+  local user = turn % #users
+  local cell = (math.floor(turn / #users) + 7 * user) % #cells
   parts[at] = string.format('{"eventId":"%s%012x","eventType":"cell_executed","eventTime":"%s%03dZ",',
     run, events, stamp, events % 1000)
   parts[at + 1] = users[user + 1]

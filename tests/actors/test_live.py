@@ -216,7 +216,7 @@ async def test_a_student_who_is_long_gone_leaves_memory_once_stored(autojump_clo
     await world.post(run("bob"))
     await world.all_stored()
     world.clock.now += 1
-    world.router.sweep()
+    world.router.sweep(list(world.router.users.items()))
     assert ("default", "ann") not in world.router.users
     assert ("default", "bob") in world.router.users
     while "ann" in watcher.state["users"]:
@@ -232,11 +232,11 @@ async def test_nobody_leaves_before_the_state_is_stored(autojump_clock, world):
     world.store.away = "gone"
     await world.post(run())
     world.clock.now += RETIRE_MS + 1
-    world.router.sweep()
+    world.router.sweep(list(world.router.users.items()))
     assert ("default", "ann") in world.router.users
     world.store.away = None
     await world.all_stored()
-    world.router.sweep()
+    world.router.sweep(list(world.router.users.items()))
     assert ("default", "ann") not in world.router.users
 
 
@@ -247,12 +247,26 @@ async def test_the_sweep_comes_by_itself(autojump_clock, world):
     await until(lambda: not world.router.users)
 
 
+async def test_many_students_are_looked_at_in_parts_of_one_period(autojump_clock, world, monkeypatch):
+    monkeypatch.setattr("actors.router._SWEEP_USERS", 2)
+    await world.post(*(run(f"student{number}") for number in range(5)))
+    await world.all_stored()
+    world.clock.now += RETIRE_MS + 1
+    began = trio.current_time()
+    sizes = [5]
+    while world.router.users:
+        await until(lambda: len(world.router.users) < sizes[-1])
+        sizes.append(len(world.router.users))
+    assert sizes == [5, 3, 1, 0]
+    assert trio.current_time() - began <= 2 * 30  # the period that was under way, and this one
+
+
 async def test_a_student_who_comes_back_brings_the_past(autojump_clock, world):
     early, late = [run(), run(has_error=True)], [run(time=NOW + 1000)]
     await world.post(*early)
     await world.all_stored()
     world.clock.now += RETIRE_MS + 1
-    world.router.sweep()
+    world.router.sweep(list(world.router.users.items()))
     received = world.clock.now
     await world.post(*late)
     await until(lambda: world.router.users["default", "ann"].settled)
@@ -267,7 +281,7 @@ async def test_a_student_who_comes_back_while_the_store_is_away_is_shown_and_sto
     await world.post(run())
     await world.all_stored()
     world.clock.now += RETIRE_MS + 1
-    world.router.sweep()
+    world.router.sweep(list(world.router.users.items()))
     world.store.away = "gone"
     await world.post(run())
     assert world.broadcaster.overview("default")["state"]["users"]["ann"]["cell_executions"] == 1
@@ -286,7 +300,7 @@ async def test_one_who_retired_and_came_back_between_two_frames_is_seen_whole(au
         await watcher.take()
     await world.all_stored()
     world.clock.now += RETIRE_MS + 1
-    world.router.sweep()
+    world.router.sweep(list(world.router.users.items()))
     await world.post(run())
     await until(lambda: world.router.users["default", "ann"].settled)
     while watcher.state != world.broadcaster.overview("default")["state"]:
