@@ -28,7 +28,7 @@ import structlog
 import trio
 
 from engine.clock import WallClock
-from engine.dedupe import DedupeWindow, Digester
+from engine.dedupe import DEDUPE_PARTS, DedupeWindow, Digester
 from engine.errors import StartError, UnavailableError
 from engine.event import Commit, Event, PackedCommit
 from engine.measures import Histogram
@@ -241,7 +241,7 @@ class SqliteJournal:
             if event.named:
                 value = digest(event.class_id, event.user_id, event.event_id)
                 holder = pending.get(value)
-                if holder is None and value not in known[value % DedupeWindow.PARTS]:
+                if holder is None and value not in known[value % DEDUPE_PARTS]:
                     pending[value] = holder = batch
                     batch.digests.append(value)
                 else:

@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 
 DIGEST_BYTES: Final = 8
+DEDUPE_PARTS: Final = 8
 # Of the window: events that were received nearer than this leave it together, with the youngest of them.
 _SAME_AGE: Final = 1 / 1000
 _from_bytes: Final = int.from_bytes  # looked up once: it runs for every event
@@ -36,13 +37,11 @@ class DedupeWindow:
     this neither holds the event loop up nor takes the memory of the whole window twice.
     """
 
-    PARTS: Final = 8
-
     def __init__(self, *, max_events: int, window_ms: int) -> None:
         self._max_events = max_events
         self._window_ms = window_ms
-        # To look into, at `digest % PARTS`, where calling `in` would cost too much; `add` alone changes it.
-        self.parts: Final[tuple[set[int], ...]] = tuple(set() for _ in range(self.PARTS))
+        # To look into, at `digest % DEDUPE_PARTS`, where calling `in` would cost too much; `add` alone changes it.
+        self.parts: Final[tuple[set[int], ...]] = tuple(set() for _ in range(DEDUPE_PARTS))
         self._digests: deque[int] = deque()  # oldest first
         self._ages: deque[_Age] = deque()  # of all of them, oldest first
 
@@ -50,13 +49,14 @@ class DedupeWindow:
         return len(self._digests)
 
     def __contains__(self, digest: int) -> bool:
-        return digest in self.parts[digest % self.PARTS]
+        return digest in self.parts[digest % DEDUPE_PARTS]
 
     def add(self, received_at: int, digests: "array[int]") -> None:
         """Note the events of one commit (received at ``received_at`` ms), and let go of what is too old or too many."""
         if digests:
-            for digest in (new := digests.tolist()):
-                self.parts[digest % self.PARTS].add(digest)
+            new, parts = digests.tolist(), self.parts
+            for digest in new:
+                parts[digest % DEDUPE_PARTS].add(digest)
             self._digests.extend(new)
             # Commits of one moment share an age, so that one event a commit costs no more than many.
             if self._ages and received_at - self._ages[-1].first < self._window_ms * _SAME_AGE:
@@ -77,7 +77,7 @@ class DedupeWindow:
     def _drop(self, count: int) -> None:
         for _ in range(count):
             digest = self._digests.popleft()
-            self.parts[digest % self.PARTS].discard(digest)
+            self.parts[digest % DEDUPE_PARTS].discard(digest)
 
 
 class _Age(msgspec.Struct, gc=False):

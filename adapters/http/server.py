@@ -30,7 +30,7 @@ _MAX_INCOMPLETE: Final = 256 * 2**20
 # A sweep is spread over its period, in as many parts as these allow: so many parts at most, of so many connections at
 # least. Those whose time is over at once (they come again at once) would stall all others for tens of milliseconds.
 _SWEEP_PARTS: Final = 32
-_SWEPT_AT_ONCE: Final = 8
+_SWEPT_AT_ONCE: Final = 32
 # Connections past http.max_connections that are told so at once; further ones are closed without a word.
 _MAX_TURNED_AWAY: Final = 256
 _LOOPBACK: Final = frozenset({b"localhost", b"127.0.0.1", b"[::1]"})
