@@ -210,17 +210,20 @@ class Router:
     async def _sweep(self) -> None:
         """Retire students of whom nothing was received for long, once their state is stored."""
         while True:
-            users = list(self.users.items())
-            parts = -(-len(users) // _SWEEP_USERS) or 1
+            keys = list(self.users)
+            parts = -(-len(keys) // _SWEEP_USERS) or 1
             for part in range(parts):
                 await trio.sleep(_SWEEP_S / parts)
                 reach("router.sweep")
-                self.sweep(users[part * _SWEEP_USERS : (part + 1) * _SWEEP_USERS])
+                self.sweep(keys[part * _SWEEP_USERS : (part + 1) * _SWEEP_USERS])
 
-    def sweep(self, users: Iterable[tuple[UserKey, SessionActor]]) -> None:
-        """Retire those of them who may; nobody else retires anybody."""
+    def sweep(self, keys: Iterable[UserKey]) -> None:
+        """Retire those of them who may."""
         before = self._clock() - self._retire_after_ms
-        for key, actor in users:
+        for key in keys:
+            actor = self.users.get(key)
+            if actor is None:
+                continue
             if actor.state.last_receipt < before and actor.settled and self._idle(key, actor):
                 del self.users[key]
                 actor.retire()

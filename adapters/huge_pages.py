@@ -20,8 +20,8 @@ HUGE_PAGE: Final = 2 * 1024 * 1024  # bytes, on x86-64 and on arm64 with pages o
 _MADV_COLLAPSE: Final = 25
 # Seconds between two looks: a class that comes in is on huge pages before it has opened its notebooks.
 _PERIOD_S: Final = 10.0
-# Parts of the time that the heap is left alone, to one in which it is being moved. Moving a page takes 0.5 to 6 ms, and
-# who asks for memory waits for it: one after the other, they held the event loop up for 76 ms (docs/performance.md).
+# Parts of the time that the heap is left alone, to one of CPU time in which it is moved. A page takes 0.5 to 6 ms,
+# and who asks for memory waits for it: in a row, they held the event loop up for 76 ms (docs/performance.md).
 _REST: Final = 9.0
 _MAPS: Final = Path("/proc/self/maps")
 
@@ -48,11 +48,11 @@ def collapse() -> bool:
     except (OSError, AttributeError):
         return False
     for page in pages:
-        began = time.perf_counter()
+        began = time.thread_time()
         failed = madvise(ctypes.c_void_p(page), ctypes.c_size_t(HUGE_PAGE), _MADV_COLLAPSE)
         if failed and ctypes.get_errno() in (errno.ENOSYS, errno.EPERM):
             return False
-        time.sleep(_REST * (time.perf_counter() - began))
+        time.sleep(_REST * (time.thread_time() - began))
     return True
 
 

@@ -231,7 +231,7 @@ class SqliteJournal:
         batch = self._batches[-1] if self._batches else _Batch()
         if len(batch.events) >= _MAX_COMMIT_EVENTS:
             batch = _Batch()
-        digest, pending, known = self._digest, self._pending, self._window.parts
+        digest, pending, parts = self._digest, self._pending, self._window.parts
         waits: list[_Batch] = []
         fresh: list[bool] = []
         before = len(batch.events)
@@ -241,7 +241,7 @@ class SqliteJournal:
             if event.named:
                 value = digest(event.class_id, event.user_id, event.event_id)
                 holder = pending.get(value)
-                if holder is None and value not in known[value % DEDUPE_PARTS]:
+                if holder is None and value not in parts[value % DEDUPE_PARTS]:
                     pending[value] = holder = batch
                     batch.digests.append(value)
                 else:

@@ -9,6 +9,8 @@ import msgspec
 
 DIGEST_BYTES: Final = 8
 DEDUPE_PARTS: Final = 8
+# Events past the window's age that one commit lets go of, beside twice as many as it brings. In ms, that is 2.
+_DROPPED_AT_ONCE: Final = 10_000
 # Of the window: events that were received nearer than this leave it together, with the youngest of them.
 _SAME_AGE: Final = 1 / 1000
 _from_bytes: Final = int.from_bytes  # looked up once: it runs for every event
@@ -33,7 +35,7 @@ class Digester:
 class DedupeWindow:
     """Digests of the events of the last commits. Both bounds hold: the oldest events leave first.
 
-    Some 80 bytes an event. A set is copied into a new one when about as many have left it as stay; in parts, so that
+    Some 90 bytes an event. A set is copied into a new one now and then, for those that have left it; in parts, so that
     this neither holds the event loop up nor takes the memory of the whole window twice.
     """
 
@@ -64,20 +66,25 @@ class DedupeWindow:
                 self._ages[-1].count += len(new)
             else:
                 self._ages.append(_Age(received_at, received_at, len(new)))
-        while self._ages and self._ages[0].last < received_at - self._window_ms:
-            self._drop(self._ages.popleft().count)
-        excess = len(self._digests) - self._max_events
-        if excess > 0:
-            self._drop(excess)
-            while (oldest := self._ages[0]).count <= excess:
-                excess -= oldest.count
-                self._ages.popleft()
-            oldest.count -= excess
+        self._drop(len(self._digests) - self._max_events)
+        # After a quiet hour all of them are too old at once: to know them a little longer harms nobody, a stall does.
+        left = _DROPPED_AT_ONCE + 2 * len(digests)
+        while left and self._ages and self._ages[0].last < received_at - self._window_ms:
+            left -= self._drop(min(left, self._ages[0].count))
 
-    def _drop(self, count: int) -> None:
+    def _drop(self, count: int) -> int:
+        """Let go of the ``count`` oldest; returns how many these are."""
         for _ in range(count):
             digest = self._digests.popleft()
             self.parts[digest % DEDUPE_PARTS].discard(digest)
+        left = count
+        while left > 0:
+            dropped = min(left, self._ages[0].count)
+            self._ages[0].count -= dropped
+            left -= dropped
+            if not self._ages[0].count:
+                self._ages.popleft()
+        return count
 
 
 class _Age(msgspec.Struct, gc=False):

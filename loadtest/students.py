@@ -15,7 +15,7 @@ _CODE: Final = "frame = pd.read_csv('week_{cell:02}.csv')\nframe[frame.score > {
 HELP_REPEAT_S: Final = 10.0
 # A notebook, and with it a client session, is kept at least so long however fast its cells are run: a student of a soak
 # is many times as busy as a real one, but would not open hundreds of sessions an hour. Those not seen yet come sooner:
-# all of them within the first half of a soak, so that what grows in its second half is not the students' work.
+# at the pace of `soak` all of them within its first half, so that what grows in the second is not the students' work.
 STAY_S: Final = 300.0
 FIRST_STAY_S: Final = 45.0
 
@@ -32,7 +32,7 @@ class Learner(VirtualUser):
         self._runs = 0
         self._hand_up_until = 0.0  # offset in the run
         self._stays_until = 0.0  # offset in the run
-        self._opened = 1  # notebooks, again and again
+        self._opened = 1  # how often a notebook was opened, the same one again counted
         self._open_session()
 
     def _open_session(self) -> None:

@@ -27,8 +27,8 @@ _BACKLOG: Final = 4096
 # bodies that are not complete. Both are far above what a school's clients need at once.
 _MAX_UNSENT: Final = 64 * 2**20
 _MAX_INCOMPLETE: Final = 256 * 2**20
-# A sweep is spread over its period, in as many parts as these allow: so many parts at most, of so many connections at
-# least. Those whose time is over at once (they come again at once) would stall all others for tens of milliseconds.
+# A sweep is spread over its period: in parts of fewer than so many connections, until there are so many parts. Those
+# whose time is over at once (they come again at once) would stall all others for tens of milliseconds.
 _SWEEP_PARTS: Final = 32
 _SWEPT_AT_ONCE: Final = 32
 # Connections past http.max_connections that are told so at once; further ones are closed without a word.

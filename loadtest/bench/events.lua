@@ -62,11 +62,12 @@ local function put(at)
   if events % 64 == 0 then
     stamp = os.date("!%Y-%m-%dT%H:%M:%S.")
   end
-  -- Users take turns. 200 of them run the same cell in step, as one class does, and every 200 are at another cell: so
-  -- however many there are and however short a load is, one run in five fails, and not the same ones in every load.
+  -- Users take turns. 200 of them run the same cell in step, as one class does, and every 200 are at another cell. The
+  -- file of cells has each one five times, of which one fails, and any five users in a row run all five: so one run in
+  -- five fails, however many users there are and however short a load is.
   local turn = first + events
   local user = turn % #users
-  local cell = (math.floor(turn / #users) + 7 * math.floor(user / 200)) % #cells
+  local cell = (math.floor(turn / #users) + 7 * math.floor(user / 200) + #cells / 5 * (user % 5)) % #cells
   parts[at] = string.format('{"eventId":"%s%012x","eventType":"cell_executed","eventTime":"%s%03dZ",',
     run, events, stamp, events % 1000)
   parts[at + 1] = users[user + 1]

@@ -59,7 +59,7 @@ async def test_one_who_retires_makes_room_and_a_repeat_of_a_retired_takes_none(a
     world.clock.now += RETIRE_MS + 1
     await world.post(event("bob"))
     await world.all_stored()
-    world.router.sweep(list(world.router.users.items()))
+    world.router.sweep(list(world.router.users))
     assert set(world.router.users) == {("default", "bob")}
     assert await world.post(once) == [False]
     await world.post(event("dan"), event("eve"))

@@ -216,7 +216,7 @@ async def test_a_student_who_is_long_gone_leaves_memory_once_stored(autojump_clo
     await world.post(run("bob"))
     await world.all_stored()
     world.clock.now += 1
-    world.router.sweep(list(world.router.users.items()))
+    world.router.sweep(list(world.router.users))
     assert ("default", "ann") not in world.router.users
     assert ("default", "bob") in world.router.users
     while "ann" in watcher.state["users"]:
@@ -232,11 +232,11 @@ async def test_nobody_leaves_before_the_state_is_stored(autojump_clock, world):
     world.store.away = "gone"
     await world.post(run())
     world.clock.now += RETIRE_MS + 1
-    world.router.sweep(list(world.router.users.items()))
+    world.router.sweep(list(world.router.users))
     assert ("default", "ann") in world.router.users
     world.store.away = None
     await world.all_stored()
-    world.router.sweep(list(world.router.users.items()))
+    world.router.sweep(list(world.router.users))
     assert ("default", "ann") not in world.router.users
 
 
@@ -266,7 +266,7 @@ async def test_a_student_who_comes_back_brings_the_past(autojump_clock, world):
     await world.post(*early)
     await world.all_stored()
     world.clock.now += RETIRE_MS + 1
-    world.router.sweep(list(world.router.users.items()))
+    world.router.sweep(list(world.router.users))
     received = world.clock.now
     await world.post(*late)
     await until(lambda: world.router.users["default", "ann"].settled)
@@ -281,7 +281,7 @@ async def test_a_student_who_comes_back_while_the_store_is_away_is_shown_and_sto
     await world.post(run())
     await world.all_stored()
     world.clock.now += RETIRE_MS + 1
-    world.router.sweep(list(world.router.users.items()))
+    world.router.sweep(list(world.router.users))
     world.store.away = "gone"
     await world.post(run())
     assert world.broadcaster.overview("default")["state"]["users"]["ann"]["cell_executions"] == 1
@@ -300,7 +300,7 @@ async def test_one_who_retired_and_came_back_between_two_frames_is_seen_whole(au
         await watcher.take()
     await world.all_stored()
     world.clock.now += RETIRE_MS + 1
-    world.router.sweep(list(world.router.users.items()))
+    world.router.sweep(list(world.router.users))
     await world.post(run())
     await until(lambda: world.router.users["default", "ann"].settled)
     while watcher.state != world.broadcaster.overview("default")["state"]:

@@ -59,6 +59,33 @@ def test_both_bounds_hold_after_every_commit(commits):
         assert not any(number in known for at, number in added if at < now - 500)
 
 
+@given(st.lists(st.tuples(st.integers(-2_000, 9_000), st.integers(0, 5)), max_size=40))
+def test_nothing_leaves_early_and_all_of_it_in_time_whatever_the_clock_does(commits):
+    known = window(max_events=60, window_ms=50_000)
+    now = value = 0
+    added: list[tuple[int, int]] = []
+    for step, count in commits:
+        now += step
+        added += [(now, value + number) for number in range(count)]
+        known.add(now, array("Q", range(value, value + count)))
+        value += count
+        assert all(number in known for at, number in added[-60:] if at >= now - 50_000)
+    latest = max((at for at, _ in added), default=0)
+    known.add(latest + 50_051, array("Q"))
+    assert len(known) == 0
+
+
+def test_a_whole_window_that_is_too_old_leaves_in_turns():
+    known = window(max_events=50_000)
+    known.add(0, array("Q", range(50_000)))
+    sizes = []
+    while len(known):
+        known.add(10**6, array("Q"))
+        sizes.append(len(known))
+    assert sizes == [40_000, 30_000, 20_000, 10_000, 0]
+    assert not any(number in known for number in range(50_000))
+
+
 def test_commits_of_one_moment_leave_with_the_youngest_of_them():
     known = window(window_ms=10_000)
     for received_at in (0, 5, 9):
