@@ -9,6 +9,10 @@ import msgspec
 
 DIGEST_BYTES: Final = 8
 DEDUPE_PARTS: Final = 8
+# A part is copied when this share of its members came since the last time: of the places of a copy at most 3/5 are used
+# before CPython takes more (Objects/setobject.c), which is 6/5 of its members. Small ones are not worth it.
+_COPIED_AFTER: Final = 1 / 6
+_FEW: Final = 500
 # Events past the window's age that one commit lets go of, beside twice as many as it brings. In ms, that is 2.
 _DROPPED_AT_ONCE: Final = 10_000
 # Of the window: events that were received nearer than this leave it together, with the youngest of them.
@@ -35,15 +39,17 @@ class Digester:
 class DedupeWindow:
     """Digests of the events of the last commits. Both bounds hold: the oldest events leave first.
 
-    Some 90 bytes an event. A set is copied into a new one now and then, for those that have left it; in parts, so that
-    this neither holds the event loop up nor takes the memory of the whole window twice.
+    Some 90 bytes an event. A set keeps the places of those that left it, and when they are too many takes twice or four
+    times the room; so each is copied before that, one of several parts at a time: that neither holds the event loop up
+    nor takes the memory of the whole window twice, and a full window stays as large as it is.
     """
 
     def __init__(self, *, max_events: int, window_ms: int) -> None:
         self._max_events = max_events
         self._window_ms = window_ms
         # To look into, at `digest % DEDUPE_PARTS`, where calling `in` would cost too much; `add` alone changes it.
-        self.parts: Final[tuple[set[int], ...]] = tuple(set() for _ in range(DEDUPE_PARTS))
+        self.parts: Final[list[set[int]]] = [set() for _ in range(DEDUPE_PARTS)]
+        self._added = [0] * DEDUPE_PARTS  # to each since it was copied
         self._digests: deque[int] = deque()  # oldest first
         self._ages: deque[_Age] = deque()  # of all of them, oldest first
 
@@ -56,10 +62,13 @@ class DedupeWindow:
     def add(self, received_at: int, digests: "array[int]") -> None:
         """Note the events of one commit (received at ``received_at`` ms), and let go of what is too old or too many."""
         if digests:
-            new, parts = digests.tolist(), self.parts
+            new, parts, added = digests.tolist(), self.parts, self._added
             for digest in new:
-                parts[digest % DEDUPE_PARTS].add(digest)
+                part = digest % DEDUPE_PARTS
+                parts[part].add(digest)
+                added[part] += 1
             self._digests.extend(new)
+            self._tidy()
             # Commits of one moment share an age, so that one event a commit costs no more than many.
             if self._ages and received_at - self._ages[-1].first < self._window_ms * _SAME_AGE:
                 self._ages[-1].last = max(received_at, self._ages[-1].last)  # a clock may be set back
@@ -71,6 +80,14 @@ class DedupeWindow:
         left = _DROPPED_AT_ONCE + 2 * len(digests)
         while left and self._ages and self._ages[0].last < received_at - self._window_ms:
             left -= self._drop(min(left, self._ages[0].count))
+
+    def _tidy(self) -> None:
+        """Copy a part to which many came: CPython gives the copy more than twice as many places as it has members."""
+        for part, count in enumerate(self._added):
+            if count > _COPIED_AFTER * len(self.parts[part]) and count > _FEW:
+                self.parts[part] = set(self.parts[part])
+                self._added[part] = 0
+                return  # one is enough for now
 
     def _drop(self, count: int) -> int:
         """Let go of the ``count`` oldest; returns how many these are."""

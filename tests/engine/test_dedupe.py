@@ -114,7 +114,7 @@ def test_a_full_window_takes_no_more_memory_while_events_come_and_go():
             for _ in range(count):
                 known.add(0, array("Q", [numbers.getrandbits(64) for _ in range(10)]))
 
-        commits(40_000)  # a set makes more room once it has seen many come and go
+        commits(10_000)
         full, _ = tracemalloc.get_traced_memory()
         tracemalloc.reset_peak()
         commits(40_000)
