@@ -120,7 +120,7 @@ async def test_good_clients_do_not_notice_hostile_ones(database, data_dir):
                 beside.append(p99(await good_clients(daemon.port, SECONDS, f"during{number}")))
             alone.append(p99(await good_clients(daemon.port, SECONDS, f"after{number}")))
         log = daemon.stderr
-    # One slow second of the machine is one of the rounds, or two.
+    # Medians leave out a slow moment of the machine, which falls into one of them or two.
     ratio = statistics.median(beside) / statistics.median(alone)
     figures = {
         "p99 alone in ms": [round(took * 1000, 2) for took in alone],
