@@ -209,6 +209,11 @@ class MemoryStore:
         await self._reach()
         return 0
 
+    async def sum_up(self) -> bool:
+        """See `engine.ports.Store`. Its queries read rows."""
+        await self._reach()
+        return False
+
     async def snapshots(self, keys: Iterable[UserKey]) -> list[UserState]:
         """See `engine.ports.Store`."""
         wanted = list(keys)

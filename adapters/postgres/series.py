@@ -11,14 +11,13 @@ from engine.ids import notebook_uuid
 from engine.series import MAX_RUN_MS, Activity, By, CellWork, Errors, Window, notebook_summary, too_many_groups
 
 from .replicas import ReadPool
+from .sums import EXECUTED, FAILED, SUMS, UNSUMMED
 
 # A summary asks for two things at once; more would take the server's cores from the writer.
 _CONNECTIONS: Final = 2
 # Seconds until a query is given up. A term of a large class takes a few.
 _PATIENCE_S: Final = 30.0
 
-_FAILED: Final = "(has_error is true or event_type = 'execution_error')"
-_EXECUTED: Final = "event_type = 'cell_executed'"
 _TIMED: Final = f"execution_duration_ms < {MAX_RUN_MS}"
 _IN_WINDOW: Final = "class_id = $1 and event_timestamp >= $2 and event_timestamp < $3"
 _BUCKET: Final = "date_bin($4, event_timestamp, timestamptz 'epoch')"
@@ -28,22 +27,25 @@ _GROUP: Final[dict[By, str]] = {"user_id": "user_id", "notebook_path": "notebook
 # and a failure are of the same millisecond that row is looked up: a number made of both costs a quarter more.
 _SUCCEEDED_LAST: Final = (
     "case when succeeded_at = failed_at then (select not "  # noqa: S608
-    f"{_FAILED} from cell_executions c where c.event_timestamp = succeeded_at and c.class_id = $1 "
+    f"{FAILED} from cell_executions c where c.event_timestamp = succeeded_at and c.class_id = $1 "
     "and c.notebook_path = $2 and c.user_id = r.user_id and c.cell_index = r.cell_index "
     "order by c.seq % 1000000 desc limit 1) "
     "else succeeded_at > failed_at or (succeeded_at is not null and failed_at is null) end"
 )
+# What is summed already, and the rows that are not: grouping all of them cost as much again as the medians.
 _RUNS: Final = (
-    "with runs as (select user_id, cell_index, "  # noqa: S608
-    f"count(*) filter (where {_EXECUTED}) as executions, count(*) filter (where {_FAILED}) as errors, "
-    f"max(event_timestamp) filter (where not {_FAILED}) as succeeded_at, "
-    f"max(event_timestamp) filter (where {_FAILED}) as failed_at "
-    "from cell_executions where class_id = $1 and notebook_path = $2 group by 1, 2), "
-    f"students as (select count(*) filter (where cell_index is not null and {_SUCCEEDED_LAST}) as done "
+    "with parts as (select user_id, cell_index, executions, errors, succeeded_at, failed_at from cell_sums "  # noqa: S608
+    "where class_id = $1 and notebook_path = $2 "
+    f"union all select user_id, coalesce(cell_index, -1), {SUMS} "
+    "from cell_executions left join cell_sums_offsets as summed using (journal_id) "
+    f"where class_id = $1 and notebook_path = $2 and {UNSUMMED} group by 1, 2), "
+    "runs as (select user_id, cell_index, sum(executions)::bigint as executions, sum(errors)::bigint as errors, "
+    "max(succeeded_at) as succeeded_at, max(failed_at) as failed_at from parts group by 1, 2), "
+    f"students as (select count(*) filter (where cell_index >= 0 and {_SUCCEEDED_LAST}) as done "
     "from runs r group by user_id) "
     "select null as cell_index, done, count(*) as students, 0 as executions, 0 as errors from students group by done "
     "union all select cell_index, null, count(*), sum(executions)::bigint, sum(errors)::bigint from runs "
-    "where cell_index is not null group by cell_index"
+    "where cell_index >= 0 group by cell_index"
 )
 # Gathered into arrays first, which the server's workers share; grouping for the median itself would sort all of it.
 # `unnest` among the columns hands one value on at a time; in a `from` it would write the whole array down first.
@@ -51,12 +53,12 @@ _MEDIANS: Final = (
     "select cell_index, "  # noqa: S608
     "(select percentile_cont(0.5) within group (order by each) from (select unnest(durations) as each) as timed) "
     "from (select cell_index, array_agg(execution_duration_ms) as durations from cell_executions "
-    f"where class_id = $1 and notebook_path = $2 and {_EXECUTED} and {_TIMED} and cell_index is not null group by 1) "
+    f"where class_id = $1 and notebook_path = $2 and {EXECUTED} and {_TIMED} and cell_index is not null group by 1) "
     "as gathered"
 )
 _DURATIONS: Final = (
     "select cell_index, execution_duration_ms, count(*) from cell_executions "  # noqa: S608
-    f"where class_id = $1 and notebook_path = $2 and {_EXECUTED} and {_TIMED} "
+    f"where class_id = $1 and notebook_path = $2 and {EXECUTED} and {_TIMED} "
     "and cell_index is not null group by 1, 2"
 )
 
@@ -83,14 +85,14 @@ class PostgresSeries:
             class_id,
             window,
             by,
-            _EXECUTED,
+            EXECUTED,
             f"count(*), count(*) filter (where {_TIMED}), sum(execution_duration_ms) filter (where {_TIMED})",
         )
         return [Activity(row[0], from_timestamptz(row[1]), row[2], row[3], row[4] or 0.0) for row in rows]
 
     async def errors(self, class_id: str, window: Window, by: By) -> list[Errors]:
         """See `engine.ports.SeriesQueries`."""
-        counts = f"count(*) filter (where {_EXECUTED}), count(*) filter (where {_FAILED})"
+        counts = f"count(*) filter (where {EXECUTED}), count(*) filter (where {FAILED})"
         rows = await self._grouped(class_id, window, by, "true", counts)
         return [Errors(row[0], from_timestamptz(row[1]), row[2], row[3]) for row in rows]
 

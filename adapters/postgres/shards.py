@@ -87,6 +87,10 @@ class ShardedStates:
         """See `engine.ports.StateKeeper`."""
         return sum(await ask_each(self._parts, lambda part: part.tend(now, retention)))
 
+    async def sum_up(self) -> bool:
+        """See `engine.ports.StateKeeper`."""
+        return any(await ask_each(self._parts, PostgresStore.sum_up))
+
     async def snapshots(self, keys: Iterable[UserKey]) -> list[UserState]:
         """See `engine.ports.StateKeeper`: only shards of these users are asked."""
         asked = [(part, mine) for part, mine in zip(self._parts, self._by_shard(keys), strict=True) if mine]

@@ -26,6 +26,7 @@ from .roles import become_writer
 from .rows import copy_rows
 from .samples import copy_samples
 from .states import put_dead_letters, put_sessions, put_snapshots, put_users
+from .sums import BEHIND, sum_up
 
 # Keeps a second daemon off the database for as long as the writer's connection lives.
 _DAEMON_LOCK: Final = 0x436C_6173_7370_756C
@@ -185,6 +186,14 @@ class PostgresStore:
             strays = await tend_default(owner)
             self._months = (self._months | months) - await drop_months(owner, now, retention)
             return strays
+
+    async def sum_up(self) -> bool:
+        """See `engine.ports.StateKeeper`. Beside flushes: what it reads is committed."""
+        if not self._holds_series or not await self._fetch(BEHIND, self.name):
+            return False
+        self._held()
+        async with self._owner() as owner:
+            return await sum_up(owner, self.name)
 
     @asynccontextmanager
     async def _owner(self) -> AsyncIterator[Connection]:

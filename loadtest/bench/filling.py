@@ -5,6 +5,7 @@ from typing import Final
 STUDENTS: Final = 1000
 CELLS: Final = 40
 NOTEBOOKS: Final = 10
+JOURNAL: Final = "00000000-0000-0000-0000-000000000001"
 DAYS: Final = 29  # before now: the months of these exist as soon as a daemon has started
 
 
@@ -24,11 +25,16 @@ def cell_rows(rows: int, *, classes: int = 1, notebooks: int = NOTEBOOKS) -> str
             CASE WHEN n % 20 <> 0 THEN (hashint8(n * 11) & 1048575) / 100.0 END, n % 5 = 0,
             CASE WHEN n % 5 = 0 THEN 'NameError: name x is not defined' END, CASE WHEN n % 5 = 0 THEN 'NameError' END,
             n % 50, 'session' || n % 1000, 'cell' || n % {CELLS}, 'code', false, moment, n,
-            '00000000-0000-0000-0000-000000000001'
+            '{JOURNAL}'
         FROM generate_series(1, {rows}) AS n,
             LATERAL (SELECT date_trunc('milliseconds', now() - interval '{DAYS} days' * (1 - n::float8 / {rows})))
                 AS at (moment)
     """  # noqa: S608 - numbers of our own
+
+
+def stored(rows: int) -> str:
+    """SQL that says so many of these are stored, as a daemon's flush would: from then on they can be summed."""
+    return f"INSERT INTO sink_offsets (journal_id, store, seq) VALUES ('{JOURNAL}', 'postgresql', {rows})"  # noqa: S608
 
 
 def session_rows(rows: int, *, classes: int = 1) -> str:

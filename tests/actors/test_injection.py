@@ -17,6 +17,7 @@ from tests.adapters.events import run
 LIVE = [
     "router.dispatch", "router.deliver", "router.sweep", "recovery.settle", "writer.write", "writer.written",
     "writer.trim", "broadcaster.publish", "broadcaster.alerts", "upkeep.tend",
+    "upkeep.sum_up",
 ]  # fmt: skip
 AT_START = ["recovery.load", "recovery.replay", "recovery.adopt"]
 
@@ -54,7 +55,7 @@ async def test_an_actor_that_fails_loses_nothing_and_goes_on(autojump_clock, wor
             await world.post(*batch)
             events += batch
             if turn % 10 == 9:
-                await trio.sleep({"upkeep.tend": 4000, "router.sweep": 40}.get(point, 3))
+                await trio.sleep({"upkeep.tend": 4000, "upkeep.sum_up": 32, "router.sweep": 40}.get(point, 3))
             if fault.over:
                 break
         assert fault.over

@@ -4,10 +4,12 @@ import json
 import os
 from contextlib import asynccontextmanager, suppress
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from adapters.asyncio_bridge import Connection, open_loop
+from adapters.postgres import sums
 from adapters.postgres.queries import PostgresQueries
 from adapters.postgres.replicas import ReadPool
 from adapters.postgres.series import PostgresSeries
@@ -59,15 +61,33 @@ async def planned(database, monkeypatch):
     await connection.close()
 
 
+@asynccontextmanager
+async def summing(database):
+    """A connection of the owner's, where the rows count as stored."""
+    await in_thread(psql, database.dsn, filling.stored(ROWS))
+    connection = await Connection.connect(database.dsn)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
 def nodes(plan):
     yield plan
     for inner in plan.get("Plans", ()):
         yield from nodes(inner)
 
 
-async def test_no_query_reads_a_large_table_from_end_to_end(filled, monkeypatch):
+@pytest.mark.parametrize("summed", [False, True], ids=["no sums", "sums"])
+async def test_no_query_reads_a_large_table_from_end_to_end(filled, monkeypatch, summed):
+    if summed:
+        async with summing(filled) as connection:
+            while await sums.sum_up(connection, "postgresql"):
+                pass
+        await in_thread(psql, filled.dsn, "analyze")
     sizes = {row["relname"]: row["reltuples"] for row in filled.rows("select relname, reltuples from pg_class")}
     assert sum(size > SMALL for name, size in sizes.items() if name.startswith(("cell_exec", "learning_s"))) >= 2
+    assert any(size > SMALL for name, size in sizes.items() if name.startswith("cell_sums")) == summed
     reads = ReadPool(lambda: filled.dsn)
     queries, series = PostgresQueries(reads), PostgresSeries(reads)
     now = wall_clock()
@@ -139,3 +159,14 @@ async def test_a_series_reads_only_what_happened_in_its_window(filled, monkeypat
     for query, plan in plans:
         removed = sum(node.get("Rows Removed by Filter", 0) * node["Actual Loops"] for node in nodes(plan))
         assert removed <= in_window, (query, plan)
+
+
+async def test_the_next_rows_for_the_sums_are_found_without_reading_the_others(filled):
+    sizes = {row["relname"]: row["reltuples"] for row in filled.rows("select relname, reltuples from pg_class")}
+    async with summing(filled) as connection:
+        assert await sums.sum_up(connection, "postgresql")
+        journal = UUID(filling.JOURNAL)
+        (row,) = await connection.fetch(f"explain (format json) {sums._ADD}", journal, ROWS - 1000, ROWS)
+    read = [node for node in nodes(json.loads(row[0])[0]["Plan"]) if "Scan" in node["Node Type"]]
+    assert [node for node in read if node.get("Index Name", "").endswith("journal_id_seq_idx")]
+    assert not [node for node in read if node["Node Type"] == "Seq Scan" and sizes[node["Relation Name"]] > SMALL]

@@ -12,6 +12,7 @@ from adapters.influx.influxql import InfluxQl
 from adapters.influx.lines import cell_lines
 from adapters.influx.queries import InfluxSeries
 from adapters.influx.target import Target
+from adapters.postgres import sums
 from adapters.postgres.replicas import ReadPool
 from adapters.postgres.series import PostgresSeries
 from engine.cohort import NotebookTotals
@@ -28,6 +29,8 @@ USERS = ("ann", 'o\'brien "x"', "a, b=c\\d\u00e9 \U0001f600", "$class")
 PATHS = ("a.ipynb", 'dir/it\'s, "b"=1\\2.ipynb')
 # Loud in one language or the other, or both.
 HOSTILE = ("x' or '1'='1", 'x"; drop table cell_executions; --', "$path", "a\\", "a\\' or 1=1", "a\nb", "\\n", "%", "_")
+EVERYTHING = 30  # steps of sums, each of SUMMED_AT_ONCE rows
+SUMMED_AT_ONCE = 7
 _numbers = itertools.count(1)
 
 
@@ -47,12 +50,18 @@ class OwnPool(PostgresSeries):
 
 
 class InPostgres:
-    def __init__(self, database):
+    """``steps`` of sums are made after each write: none, some, or all that there are."""
+
+    def __init__(self, database, steps=0):
         self.database = database
+        self.steps = steps
 
     async def write(self, feed, events, notebooks):
         async with opened(make_store(self.database)) as store:
             await store.write(feed.flush(*events, notebooks=notebooks))
+            for _ in range(self.steps):
+                await store.sum_up()
+            assert self.steps < EVERYTHING or not await store.sum_up()
 
     def series(self):
         return OwnPool(self.database)
@@ -86,11 +95,12 @@ class InInflux:
         return InfluxSeries(influxql, total_cells, index_is_tag=self.index_is_tag)
 
 
-@pytest.fixture(params=["postgres", "influx", "influx-index-field"])
-def stored(request):
+@pytest.fixture(params=["postgres", "postgres-half-summed", "postgres-summed", "influx", "influx-index-field"])
+def stored(request, monkeypatch):
     database = request.getfixturevalue("database")
-    if request.param == "postgres":
-        return InPostgres(database)
+    if request.param.startswith("postgres"):
+        monkeypatch.setattr(sums, "_AT_ONCE", SUMMED_AT_ONCE)
+        return InPostgres(database, {"postgres-half-summed": 2, "postgres-summed": EVERYTHING}.get(request.param, 0))
     influx_database = request.getfixturevalue("influx_database")
     return InInflux(database, influx_database, index_is_tag=request.param == "influx")
 

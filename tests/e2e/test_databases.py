@@ -3,6 +3,7 @@
 import json
 import random
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from urllib.parse import quote
 
 import pytest
@@ -199,6 +200,13 @@ async def test_logins_are_the_same_on_every_shard(databases, data_dir):
             assert len(await api.sessions(f"user{number}")) == 1
 
 
+async def summed(databases):
+    """Whether every stored run is in a sum."""
+    runs = [await database.value("select count(*) from cell_executions") for database in databases]
+    sums = [await database.value("select coalesce(sum(executions), 0) from cell_sums") for database in databases]
+    return min(runs) > 0 and runs == sums
+
+
 async def test_a_class_over_shards_answers_as_one_in_one_database(databases, database, make_data_dir):
     rng = random.Random(5)
     moment = datetime.now(UTC)
@@ -225,8 +233,12 @@ async def test_a_class_over_shards_answers_as_one_in_one_database(databases, dat
         async with Daemon(directory, settings=settings) as daemon:
             await Api(daemon).accept(events)
             await Api(daemon).wait_flushed()
+            of_rows = await Api(daemon).get(paths[-1])
         async with Daemon(directory, settings=settings | FORGETFUL) as daemon:
+            kept = databases if answers else [database]
+            await eventually(partial(summed, kept), what="what was stored before this start is in the sums")
             found = [await Api(daemon).get(path) for path in paths]
+            assert found[-1] == of_rows
             sessions, cursor = [], ""
             while cursor is not None:
                 page = await Api(daemon).get(f"/api/v1/classes/default/sessions?since=3h&limit=7{cursor}")

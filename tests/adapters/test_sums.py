@@ -1,0 +1,178 @@
+"""Sums of cell runs: they hold the rows that their offsets say, each once, whatever happens to the rows meanwhile."""
+
+import hypothesis
+import pytest
+import trio
+from hypothesis import strategies as st
+
+from adapters.asyncio_bridge import open_loop
+from adapters.postgres import sums
+from adapters.postgres.partitions import make_months
+from adapters.postgres.store import PostgresStore
+from engine.errors import StoreUnavailableError
+from engine.ports import Retention
+from tests.adapters.events import DAY, NOW, run
+from tests.adapters.flushes import Feed, make_store, opened
+from tests.e2e.daemon import in_thread
+from tests.e2e.postgres_server import psql
+
+AT_ONCE = 3
+COLUMNS = "class_id, notebook_path, user_id, cell_index, month"
+RETENTION = Retention(400, 1200)
+
+
+@pytest.fixture(autouse=True)
+def _few_at_once(monkeypatch):
+    monkeypatch.setattr(sums, "_AT_ONCE", AT_ONCE)
+
+
+@pytest.fixture
+async def store(database):
+    async with open_loop(), opened(make_store(database)) as store:
+        yield store
+
+
+async def everything(store):
+    while await store.sum_up():
+        pass
+
+
+def kept(database):
+    """The sums, and what they should be: of the rows up to their offsets."""
+    found = database.rows(f"select * from cell_sums order by {COLUMNS}")
+    wanted = database.rows(
+        "select class_id, notebook_path, user_id, coalesce(cell_index, -1) as cell_index, "
+        "date_trunc('month', event_timestamp, 'UTC') as month, "
+        "count(case when event_type = 'cell_executed' then 1 end) as executions, "
+        "count(case when has_error or event_type = 'execution_error' then 1 end) as errors, "
+        "max(case when not coalesce(has_error, false) and event_type <> 'execution_error' then event_timestamp end) "
+        "as succeeded_at, "
+        "max(case when has_error or event_type = 'execution_error' then event_timestamp end) as failed_at "
+        "from cell_executions c where seq <= (select seq from cell_sums_offsets o where o.journal_id = c.journal_id) "
+        f"group by 1, 2, 3, 4, 5 order by {COLUMNS}"
+    )
+    return found, wanted
+
+
+def assert_held(database, rows=None):
+    found, wanted = kept(database)
+    assert found == wanted
+    if rows is not None:
+        assert database.rows("select coalesce(sum(seq), 0) as seq from cell_sums_offsets") == [{"seq": rows}]
+
+
+events = st.builds(
+    run,
+    st.sampled_from(("ann", "bob")),
+    cell_index=st.sampled_from((None, 0, 1)),
+    has_error=st.sampled_from((None, False, True)),
+    event_type=st.sampled_from(("cell_executed", "execution_error")),
+    time=st.sampled_from((NOW, NOW - 1, NOW - 25 * DAY)),
+)
+steps = st.one_of(
+    st.lists(events, min_size=1, max_size=8),
+    st.sampled_from(("sum", "sum", "all", "tend", "new journal")),
+    st.sampled_from(
+        (
+            "delete from cell_executions where user_id = 'ann'",
+            "update cell_executions set user_id = 'nobody' where user_id = 'bob'",
+            "truncate cell_executions",
+        )
+    ),
+)
+
+
+@hypothesis.settings(
+    max_examples=12, database=None, deadline=None, suppress_health_check=list(hypothesis.HealthCheck), derandomize=True
+)
+@hypothesis.given(played=st.lists(steps, max_size=12))
+def test_sums_are_of_the_rows_up_to_their_offsets(database, played):
+    async def main():
+        await in_thread(psql, database.dsn, "truncate cell_executions")
+        feed = Feed()
+        async with open_loop(), opened(make_store(database)) as store:
+            for step in played:
+                if isinstance(step, list):
+                    await store.write(feed.flush(*step))
+                elif step == "sum":
+                    await store.sum_up()
+                elif step == "all":
+                    await everything(store)
+                elif step == "tend":
+                    await store.tend(NOW, RETENTION)
+                elif step == "new journal":
+                    feed = Feed()
+                else:
+                    await in_thread(psql, database.dsn, step)
+                assert_held(database)
+            await everything(store)
+            assert_held(database)
+            missed = "select from cell_executions left join cell_sums_offsets as summed using (journal_id) where "
+            assert not database.rows(missed + sums.UNSUMMED)
+
+    async def prepare():
+        async with open_loop(), opened(make_store(database)):
+            pass
+
+    trio.run(prepare)
+    trio.run(main)
+
+
+async def test_a_step_is_bounded_and_says_when_there_is_no_more(store, database):
+    await store.write(Feed().flush(*[run(cell_index=each % 2) for each in range(2 * AT_ONCE)]))
+    assert await store.sum_up()
+    assert_held(database, AT_ONCE)
+    assert await store.sum_up()
+    assert_held(database, 2 * AT_ONCE)
+    assert not await store.sum_up()
+
+
+async def test_a_step_that_fails_half_way_added_nothing(store, database, monkeypatch):
+    await store.write(Feed().flush(run()))
+    with monkeypatch.context() as patch:
+        patch.setattr(sums, "_MOVE", "select $1::uuid, $2::bigint, * from no_such_table")
+        with pytest.raises(StoreUnavailableError, match="no_such_table"):
+            await store.sum_up()
+    assert database.rows("select from cell_sums") == []
+    await everything(store)
+    assert_held(database, 1)
+
+
+async def test_rows_that_are_erased_begin_the_sums_anew(store, database):
+    await store.write(Feed().flush(run(), run("bob")))
+    await everything(store)
+    await in_thread(psql, database.dsn, "delete from cell_executions where user_id = 'bob'")
+    assert database.rows("select from cell_sums union all select from cell_sums_offsets") == []
+    await everything(store)
+    assert_held(database, 2)
+
+
+async def test_a_month_that_an_operator_dropped_takes_its_sums_along(store, database):
+    async with store._owner() as owner:
+        await make_months(owner, [(2026, 5)])
+    await store.write(Feed().flush(run(), run(time=NOW - 180 * DAY)))
+    await everything(store)
+    assert len(database.rows("select from cell_sums")) == 2
+    await in_thread(psql, database.dsn, "drop table cell_executions_2026_05")
+    await store.tend(NOW, RETENTION)
+    assert_held(database, 2)
+
+
+async def test_strays_that_get_their_month_stay_summed(store, database):
+    feed = Feed()
+    await store.write(feed.flush(run()))
+    await in_thread(psql, database.dsn, "update cell_executions set event_timestamp = '2031-05-05'")
+    await everything(store)
+    assert database.rows("select from cell_sums_default") != []
+    await store.tend(NOW, RETENTION)
+    assert database.rows("select from cell_sums_default union all select from cell_executions_default") == []
+    assert_held(database, 1)
+
+
+async def test_where_another_store_has_the_series_there_is_nothing_to_sum(database):
+    async with open_loop():
+        store = PostgresStore(lambda: database.dsn, apply_migrations=True, clock=lambda: NOW, holds_series=False)
+        async with opened(store):
+            await store.write(Feed().flush(run()))
+            assert not await store.sum_up()
+    assert database.rows("select from cell_sums_offsets") == []
