@@ -122,7 +122,7 @@ class Broadcaster:
             (session.start, actor.state, session)
             for (class_of, _), actor in self._router.users.items()
             if class_of == class_id and actor.settled and actor.state.last_event >= since
-            for session in actor.state.visible_sessions()
+            for session in actor.state.visible_sessions().values()
             if session.start >= since and (before is None or session.start <= before[0])
         ]
         newest = sorted(found, key=itemgetter(0), reverse=True)

@@ -11,7 +11,7 @@ from engine.cohort import Cohort
 from engine.delta import ClassView, Document
 from engine.notebook import NotebookView
 from engine.ports import LiveUser
-from engine.rows import session_rows, session_view
+from engine.rows import newest_rows, session_view
 from engine.view import Thresholds, UserView, user_view
 
 from .topic import Topic
@@ -197,9 +197,9 @@ class UserTopic(PartTopic):
         if known is None:
             return {}
         user, view = known
-        rows = sorted(session_rows(user.state), key=lambda row: (row.started_at, row.id), reverse=True)
+        rows = newest_rows(user.state, SESSIONS_SHOWN)
         class_id = self.whole.cohort.class_id
-        return {**view, "sessions": [session_view(self._user_id, class_id, row) for row in rows[:SESSIONS_SHOWN]]}
+        return {**view, "sessions": [session_view(self._user_id, class_id, row) for row in rows]}
 
 
 class NotebookTopic(PartTopic):

@@ -8,7 +8,7 @@ from typing import Final
 
 # Namespace of every Classpulse UUIDv5 (RFC 9562); changing it would rename every row in every database.
 _NAMESPACE: Final = uuid.UUID("6f1d5c0e-6a0b-5d0c-9a51-0c1a55b01573")
-# Names kept: the same few thousand come back in every flush, and SHA-1 of each was 2 us. About 10 MB when full.
+# Names kept: the same few thousand come back in every flush, and SHA-1 of each was 2 us. Some 10 MB each when full.
 _CACHED: Final = 32_768
 # No natural key may hold it: NUL becomes U+2400 at the edge.
 _SEPARATOR: Final = "\0"
@@ -30,7 +30,6 @@ def notebook_uuid(class_id: str, path: str) -> uuid.UUID:
     return _v5("notebook", class_id, path)
 
 
-@lru_cache(_CACHED)
 def session_uuid(class_id: str, user_id: str, notebook_path: str, session: str) -> uuid.UUID:
     """The row id of a learning session. ``session`` is the client's id, or where it began when the client gave none."""
     return _v5("session", class_id, user_id, notebook_path, session)

@@ -15,20 +15,38 @@ from engine.session import KEPT_SESSIONS, Session, UserState
 Identity: TypeAlias = tuple[UUID, int]
 
 encode_state = msgspec.msgpack.Encoder().encode
-decode_state = msgspec.msgpack.Decoder(UserState).decode
+_decode_state = msgspec.msgpack.Decoder(UserState).decode
+
+
+def decode_state(data: bytes) -> UserState:
+    """A state from its bytes. Raises msgspec.MsgspecError."""
+    state = _decode_state(data)
+    state.share_names()
+    return state
 
 
 def session_rows(state: UserState) -> list[SessionRow]:
     """Every visible session of a student, as rows."""
-    return [session_row(state, session) for session in state.visible_sessions()]
+    return [session_row(state, session) for session in state.visible_sessions().values()]
 
 
-def session_row(state: UserState, session: Session) -> SessionRow:
-    """A session of this student, as a row."""
-    # A session that no client named is known by where it began; "@" keeps it apart from any name.
-    name = f"@{session.start}" if session.client is None else f"={session.client}"
+def newest_rows(state: UserState, most: int) -> list[SessionRow]:
+    """At most so many, newest first; of two that began together their ids decide."""
+    sessions = sorted(state.visible_sessions().values(), key=lambda session: session.start, reverse=True)
+    if len(sessions) > most:
+        sessions = [session for session in sessions if session.start >= sessions[most - 1].start]
+    rows = [session_row(state, session) for session in sessions]
+    return sorted(rows, key=lambda row: (row.started_at, row.id), reverse=True)[:most]
+
+
+def session_row(state: UserState, session: Session, row_id: UUID | None = None) -> SessionRow:
+    """A session of this student, as a row; ``row_id`` where it is known: it is a hash of what names the session."""
+    if row_id is None:
+        # A session that no client named is known by where it began; "@" keeps it apart from any name.
+        name = f"@{session.start}" if session.client is None else f"={session.client}"
+        row_id = session_uuid(state.class_id, state.user_id, session.notebook or "", name)
     return SessionRow(
-        id=session_uuid(state.class_id, state.user_id, session.notebook or "", name),
+        id=row_id,
         notebook_path=session.notebook,
         client_session=session.client,
         started_at=session.start,
@@ -58,56 +76,75 @@ def session_view(user_id: str, class_id: str, row: SessionRow) -> dict[str, Any]
 
 
 class StoredRows:
-    """The session rows of one student as they were last stored, so that a flush writes and moves only what changed."""
+    """The session rows of one student as they were last stored, so that a flush writes and moves only what changed.
+
+    By the session's key (`engine.session.session_key`), which its row's id is made of: most sessions of a student are
+    over, and theirs are found without making a row or a hash.
+    """
 
     __slots__ = ("_doubt", "_pending", "_rows")
 
     def __init__(self) -> None:
-        self._rows: dict[Identity, SessionRow] = {}
-        self._pending: dict[Identity, SessionRow] = {}
-        self._doubt = False  # a flush may have gone through or not: `_rows` is what there may be
+        self._rows: dict[str, SessionRow] = {}
+        self._pending: dict[str, SessionRow] = {}
+        # Rows that may be there besides, where a flush may have gone through or not; None: nothing is in doubt.
+        self._doubt: list[SessionRow] | None = None
 
     def assume(self, state: UserState) -> None:
         """The state came from a snapshot: its rows were stored with it."""
-        self._rows = _by_identity(session_rows(state))
+        self._rows = self._as_rows(state)
 
     def changes(self, state: UserState) -> tuple[list[SessionRow], list[Identity]]:
         """Rows to write, and (id, started_at) of stored rows that their session left; then `stored` or `unsure`."""
-        rows = self._pending = _by_identity(session_rows(state))
-        changed = [row for identity, row in rows.items() if self._doubt or self._rows.get(identity) != row]
+        rows = self._pending = self._as_rows(state)
+        changed = [row for key, row in rows.items() if self._doubt is not None or self._rows.get(key) is not row]
         return changed, self._left(rows, state)
 
     def stored(self) -> None:
         """What `changes` told is committed."""
         self._rows = self._pending
-        self._doubt = False
+        self._doubt = None
 
     def unsure(self) -> None:
         """What `changes` told may be committed or not: write it again, and leave no row of either behind."""
+        moved = [row for key, row in self._rows.items() if _moves(row, self._pending.get(key, row))]
+        self._doubt = [*(self._doubt or ()), *moved]
         self._rows = self._rows | self._pending
-        self._doubt = True
 
     def left(self, state: UserState) -> set[UUID]:
         """Ids of stored rows that no session has any more."""
-        rows = _by_identity(session_rows(state))
-        return {row_id for row_id, _ in self._left(rows, state)} - {row_id for row_id, _ in rows}
+        rows = self._as_rows(state)
+        return {row_id for row_id, _ in self._left(rows, state)} - {row.id for row in rows.values()}
 
     def shed(self, state: UserState) -> None:
         """Let the oldest sessions past `KEPT_SESSIONS` leave memory, those whose row is stored as they are."""
         surplus = len(state.sessions) - KEPT_SESSIONS
-        if surplus <= 0 or self._doubt:
+        if surplus <= 0 or self._doubt is not None:
             return
         for key, session in sorted(state.sessions.items(), key=lambda item: (item[1].end, item[1].start))[:surplus]:
-            row = session_row(state, session)
-            if self._rows.get((row.id, row.started_at)) == row:
+            row = self._rows.get(key)
+            if row is not None and self._row(state, key, session) is row:
                 state.forget(key)
 
-    def _left(self, rows: dict[Identity, SessionRow], state: UserState) -> list[Identity]:
+    def _as_rows(self, state: UserState) -> dict[str, SessionRow]:
+        return {key: self._row(state, key, session) for key, session in state.visible_sessions().items()}
+
+    def _row(self, state: UserState, key: str, session: Session) -> SessionRow:
+        """Its row; the very one that was stored, if nothing changed since."""
+        known = self._rows.get(key)
+        if known is None:
+            return session_row(state, session)
+        row = session_row(state, session, known.id)
+        return known if row == known else row
+
+    def _left(self, rows: dict[str, SessionRow], state: UserState) -> list[Identity]:
+        left = [row for key, row in self._rows.items() if key not in rows or _moves(row, rows[key])]
+        if self._doubt:
+            there = {_identity(row) for row in rows.values()}
+            left += [row for row in self._doubt if _identity(row) not in there]
+        # The row of one that left memory stays as it is.
         return [
-            identity
-            for identity, row in self._rows.items()
-            # The row of one that left memory stays as it is.
-            if identity not in rows and not state.has_left(row.client_session, row.notebook_path, row.ended_at)
+            _identity(row) for row in left if not state.has_left(row.client_session, row.notebook_path, row.ended_at)
         ]
 
 
@@ -125,8 +162,13 @@ class Past(NamedTuple):
         return cls(state, rows)
 
 
-def _by_identity(rows: list[SessionRow]) -> dict[Identity, SessionRow]:
-    return {(row.id, row.started_at): row for row in rows}
+def _identity(row: SessionRow) -> Identity:
+    return (row.id, row.started_at)
+
+
+def _moves(stored: SessionRow, row: SessionRow) -> bool:
+    """Whether the row of the same session lies elsewhere now: its month is that of its start."""
+    return row.started_at != stored.started_at
 
 
 def user_key(state: UserState) -> UserKey:

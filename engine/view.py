@@ -4,6 +4,7 @@ The strongest status holds: help, stuck, error, active, idle, offline. What fade
 clock or a replay cannot raise or lose it.
 """
 
+from collections.abc import Collection
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from engine.clock import rfc3339
@@ -28,7 +29,7 @@ class Thresholds(NamedTuple):
 
 def user_view(state: UserState, now: int, thresholds: Thresholds, cohort: Cohort) -> tuple[UserView, int | None]:
     """The user's object at ``now`` (ms), and when time alone will next change it (ms; None: never)."""
-    sessions = state.visible_sessions()
+    sessions = state.visible_sessions().values()
     status, presence_until = _presence(state, sessions, now, thresholds)
     consecutive, stuck_since = trouble(state, thresholds)
     help_since, help_until = help_wanted(state, now)
@@ -57,7 +58,9 @@ def user_view(state: UserState, now: int, thresholds: Thresholds, cohort: Cohort
     return {key: value for key, value in view.items() if value is not None}, min(changes, default=None)
 
 
-def _presence(state: UserState, sessions: list[Session], now: int, thresholds: Thresholds) -> tuple[str, int | None]:
+def _presence(
+    state: UserState, sessions: Collection[Session], now: int, thresholds: Thresholds
+) -> tuple[str, int | None]:
     """Active, idle or offline, and until when (ms)."""
     idle_at = state.last_receipt + thresholds.idle_after_ms
     offline_at = state.last_receipt + thresholds.offline_after_ms
@@ -107,7 +110,7 @@ def progress_of(done: int, total: int) -> float:
     return round(min(1.0, done / total), 4) if total > 0 else 0.0
 
 
-def current_session(state: UserState, sessions: list[Session]) -> Session | None:
+def current_session(state: UserState, sessions: Collection[Session]) -> Session | None:
     """The session that the latest activity belongs to, the current notebook's first."""
     path = None if state.current is None else state.current[1]
     return max(sessions, key=lambda session: (session.notebook == path, session.end, session.start), default=None)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from engine.event import Event
 from engine.ports import SessionRow
-from engine.rows import Past, StoredRows, decode_state, encode_state, session_rows
+from engine.rows import Past, StoredRows, decode_state, encode_state, newest_rows, session_rows
 from engine.session import KEPT_SESSIONS, UserState
 from tests.engine.strategies import IDLE_MS, event_lists, state_of
 
@@ -64,6 +64,31 @@ def test_the_table_is_the_state_after_any_flushes_and_crashes(events, data):
 def test_every_session_has_a_row_id_of_its_own(events):
     rows = session_rows(state_of(events))
     assert len({row.id for row in rows}) == len(rows)
+
+
+@given(event_lists(), st.integers(1, 4))
+def test_the_newest_are_the_first_of_all_in_order(events, most):
+    state = state_of(events)
+    every = sorted(session_rows(state), key=lambda row: (row.started_at, row.id), reverse=True)
+    assert newest_rows(state, most) == every[:most]
+
+
+def test_a_class_names_its_notebooks_and_cells_once():
+    """Names of two students are one object, so that thousands of students are fewer pages of memory."""
+
+    def run(user: str) -> Event:
+        path, cell = ("".join(parts) for parts in (("lesson", "/1"), ("cell", "-1")))
+        return Event(event_id=user, event_type="cell_executed", time=1, user_id=user, class_id="default",
+                     notebook_path=path, cell_id=cell)  # fmt: skip
+
+    ana, bob = (state_of([run(user)]) for user in ("ana", "bob"))
+    for other in (bob, decode_state(encode_state(bob))):
+        for one, two in (
+            (ana.notebooks, other.notebooks),
+            (ana.notebooks["lesson/1"].cells, other.notebooks["lesson/1"].cells),
+            ([each.notebook for each in ana.sessions.values()], [each.notebook for each in other.sessions.values()]),
+        ):
+            assert [*map(id, one)] == [*map(id, two)]
 
 
 @given(event_lists())

@@ -295,7 +295,7 @@ def test_the_session_shown_is_the_current_notebooks_latest():
             event("notebook_saved", at=300, session_id="s2"),
         ]
     )
-    session = current_session(state, state.visible_sessions())
+    session = current_session(state, state.visible_sessions().values())
     assert session is not None
     assert (session.client, session.notebook) == ("s2", "n1")
 
