@@ -47,13 +47,17 @@ class Upkeep:
             nursery.start_soon(self._repeat, self._sum_up, _SUMS_INTERVAL_S)
 
     async def _repeat(self, round_of: Callable[[], Awaitable[None]], interval_s: float) -> None:
+        put_off = False
         while True:
             try:
                 await round_of()
             except (StoreUnavailableError, StoreRefusedError) as error:
-                log.warning("upkeep put off", store=self._store.name, reason=str(error))
+                if not put_off:  # once for as long as it lasts
+                    log.warning("upkeep put off", store=self._store.name, reason=str(error))
+                put_off = True
                 await trio.sleep(_RETRY_S)
             else:
+                put_off = False
                 await trio.sleep(interval_s)
 
     async def _tend(self) -> None:

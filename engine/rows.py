@@ -15,14 +15,7 @@ from engine.session import KEPT_SESSIONS, Session, UserState
 Identity: TypeAlias = tuple[UUID, int]
 
 encode_state = msgspec.msgpack.Encoder().encode
-_decode_state = msgspec.msgpack.Decoder(UserState).decode
-
-
-def decode_state(data: bytes) -> UserState:
-    """A state from its bytes. Raises msgspec.MsgspecError."""
-    state = _decode_state(data)
-    state.share_names()
-    return state
+decode_state = msgspec.msgpack.Decoder(UserState).decode
 
 
 def session_rows(state: UserState) -> list[SessionRow]:

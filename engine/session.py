@@ -8,14 +8,11 @@ Rules
 * Order and bounds use the event's own time. What fades (idle, offline, a forgotten call for help) uses the time of
   receipt and is a function of (state, now) in `engine.view`: no transition is ever stored.
 * It holds no cycles, so its structs are kept from the cyclic collector (``gc=False``), which walks all that it tracks.
-* What a whole class names alike, its notebooks and their cells, is one string for all of it (``intern``): thousands of
-  copies were memory that no cache holds, and each look-up read one.
 * Everything is bounded. Past a bound the oldest by event time leaves; within the bounds order never matters.
 * Duplicates are not known here: the journal's window keeps them out, and `applied` skips what a replay repeats.
 """
 
 from collections.abc import Callable, Hashable
-from sys import intern
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -182,19 +179,10 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
         elif kind == HELP_RESOLVED:
             self.help.resolve(order)
 
-    def share_names(self) -> None:
-        """After decoding: let the names that a whole class has be one string, as `apply` does."""
-        self.notebooks = {intern(path): notebook for path, notebook in self.notebooks.items()}
-        for notebook in self.notebooks.values():
-            notebook.cells = {intern(key): cell for key, cell in notebook.cells.items()}
-        for session in self.sessions.values():
-            if session.notebook is not None:
-                session.notebook = intern(session.notebook)
-
     def _apply_notebook(self, event: Event, path: str, order: Order, *, failed: bool, newest: bool) -> None:
         notebook = self.notebooks.get(path)
         if notebook is None:
-            notebook = self.notebooks[intern(path)] = Notebook(last=order)
+            notebook = self.notebooks[path] = Notebook(last=order)
             trim(self.notebooks, MAX_NOTEBOOKS, lambda item: item.last)
         elif newest or order > notebook.last:
             notebook.last = order
@@ -223,7 +211,7 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
                 )
         cell = notebook.cells.get(key)
         if cell is None:
-            cell = notebook.cells[intern(key)] = Cell()
+            cell = notebook.cells[key] = Cell()
             cell.add(order, failed=failed)
             trim(notebook.cells, MAX_CELLS, _cell_order)
         else:
@@ -248,7 +236,7 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
                     session.closed = time
                 return
         part = Session(
-            notebook=None if event.notebook_path is None else intern(event.notebook_path),
+            notebook=event.notebook_path,
             client=event.session_id,
             start=time,
             end=time,

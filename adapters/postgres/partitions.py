@@ -21,7 +21,6 @@ KEYS: Final = {
     "learning_sessions": "started_at",
     "learning_progress": "sampled_at",
     "performance_metrics": "sampled_at",
-    "cell_sums": "month",
 }
 PARTITIONED: Final = tuple(KEYS)
 DAY_MS: Final = 86_400_000
@@ -111,22 +110,18 @@ async def drop_months(connection: Connection, now: int, retention: Retention) ->
     dropped: set[Month] = set()
     for table in PARTITIONED:
         days = retention.sessions_days if table == "learning_sessions" else retention.events_days
-        for month in await _past(connection, table, to_datetime(now - days * DAY_MS)):
-            async with connection.transaction():
-                await connection.execute(f"set local lock_timeout = '{_LOCK_WAIT_S}s'")
-                await connection.execute(f"drop table {_name(table, month)}")
-            log.info("partition dropped", partition=_name(table, month), retention_days=days)
-            dropped.add(month)
+        cutoff = to_datetime(now - days * DAY_MS)
+        for month in await _months(connection, table):
+            after = _after(month)
+            if datetime(*after, 1, tzinfo=UTC) <= cutoff:
+                async with connection.transaction():
+                    await connection.execute(f"set local lock_timeout = '{_LOCK_WAIT_S}s'")
+                    await connection.execute(f"drop table {_name(table, month)}")
+                    if table == "cell_executions":  # sums go with their rows
+                        await connection.execute(f"delete from cell_sums where month = '{_bounds(month)[0]}'")  # noqa: S608
+                log.info("partition dropped", partition=_name(table, month), retention_days=days)
+                dropped.add(month)
     return dropped
-
-
-async def _past(connection: Connection, table: str, cutoff: datetime) -> list[Month]:
-    """The months of a table that are wholly before ``cutoff``; of sums, those whose rows are gone."""
-    months = await _months(connection, table)
-    if table == "cell_sums":
-        rows = set(await _months(connection, "cell_executions"))
-        return [month for month in months if month not in rows]
-    return [month for month in months if datetime(*_after(month), 1, tzinfo=UTC) <= cutoff]
 
 
 async def _months(connection: Connection, table: str) -> list[Month]:

@@ -5,9 +5,11 @@ They follow the rows, some at a time, beside the writer. Whoever reads both adds
 `cell_sums_offsets` does not name, because something else than a daemon wrote them, are never in a sum.
 """
 
+from contextlib import suppress
 from typing import Final
 
 from adapters.asyncio_bridge import Connection
+from engine.errors import StoreUnavailableError
 
 # Rows that are summed at once: some 0.1 s of the server's.
 _AT_ONCE: Final = 20_000
@@ -33,7 +35,7 @@ _ADD: Final = (
     "insert into cell_sums as sums select class_id, notebook_path, user_id, coalesce(cell_index, -1), "  # noqa: S608
     f"date_trunc('month', event_timestamp, 'UTC'), {SUMS} from cell_executions "
     "where journal_id = $1 and seq > $2 and seq <= $3 group by 1, 2, 3, 4, 5 "
-    "on conflict (class_id, notebook_path, user_id, cell_index, month) do update set "
+    "on conflict (class_id, notebook_path, md5(user_id), cell_index, month) do update set "
     "executions = sums.executions + excluded.executions, errors = sums.errors + excluded.errors, "
     "succeeded_at = greatest(sums.succeeded_at, excluded.succeeded_at), "
     "failed_at = greatest(sums.failed_at, excluded.failed_at)"
@@ -48,6 +50,9 @@ _DESCRIBE: Final = (
     "join pg_index on indrelid = relid join pg_class on pg_class.oid = indexrelid "
     "join pg_am on pg_am.oid = relam where isleaf and amname = 'brin'"
 )
+# How long a step waits for whoever erases rows. Less than `deadlock_timeout` (1 s), after which the server would end an
+# autovacuum that `_DESCRIBE` waits for; a vacuum describes the pages itself.
+_LOCK_WAIT: Final = "set local lock_timeout = '500ms'"
 
 
 async def sum_up(connection: Connection, store: str) -> bool:
@@ -56,14 +61,22 @@ async def sum_up(connection: Connection, store: str) -> bool:
     ``store`` is the name under which `sink_offsets` says how far rows are stored.
     """
     async with connection.transaction():
-        # Nobody begins the sums anew (`forget_sums`) between a look at how far they are and the move.
-        await connection.execute("lock table cell_sums_offsets in row exclusive mode")
+        await connection.execute(_LOCK_WAIT)
+        # One step at a time, whoever makes it, and none while the sums begin anew (`forget_sums`). The rows come first,
+        # as for somebody who empties their table.
+        await connection.execute("lock table cell_executions in access share mode")
+        await connection.execute("lock table cell_sums_offsets in share row exclusive mode")
         behind = await connection.fetch(BEHIND, store)
         if not behind:
             return False
         journal_id, summed, stored = behind[0]
         upto = min(summed + _AT_ONCE, stored)
+        # A table restored from a dump has no statistics, and would be read from end to end.
+        await connection.execute("set local enable_seqscan = off; set local jit = off")
         await connection.execute(_ADD, journal_id, summed, upto)
         await connection.execute(_MOVE, journal_id, upto)
-    await connection.fetch(_DESCRIBE)
+    with suppress(StoreUnavailableError):
+        async with connection.transaction():
+            await connection.execute(_LOCK_WAIT)
+            await connection.fetch(_DESCRIBE)
     return True

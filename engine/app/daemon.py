@@ -16,9 +16,9 @@ from actors.supervisor import supervise
 from actors.writer import StoreWriter
 from adapters.asyncio_bridge import open_loop
 from adapters.embedded import EmbeddedPostgres
+from adapters.glibc_heap import keep_small
 from adapters.huge_pages import HugePages
 from adapters.journal import SqliteJournal
-from adapters.large_blocks import give_back
 from adapters.lock import DirectoryLock
 from adapters.systemd import Manager
 from adapters.watchdog import Watchdog
@@ -86,7 +86,7 @@ class App:
         _raise_descriptor_limit()
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
-        give_back()
+        keep_small()
         with DirectoryLock(self._settings.data_dir):
             async with open_loop(), trio.open_nursery() as services:
                 services.start_soon(self._watch_signals)

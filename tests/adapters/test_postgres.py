@@ -199,11 +199,11 @@ async def test_months_past_their_retention_are_dropped_whole(loop, database, sto
         assert await store.tend(NOW, Retention(400, 1200)) == 0  # since 2025-10-14 and 2023-08-06
         kept = {month(days) for days in range(-31, 32)} | {"default", "2025_10"}
         assert await partitions(database, "cell_executions") == kept
-        for table in ("activity_events", "learning_progress", "performance_metrics", "cell_sums"):
+        for table in ("activity_events", "learning_progress", "performance_metrics"):
             assert await partitions(database, table) == kept
         assert await partitions(database, "learning_sessions") == kept | {"2025_09", "2023_08"}
         said = capsys.readouterr()
-        assert (said.out + said.err).count("partition dropped") == 5 * 3 + 1
+        assert (said.out + said.err).count("partition dropped") == 4 * 3 + 1
         assert await database.value("select count(*) from cell_executions") == 2
         # One that was dropped is made again when something of it comes.
         student = Student().apply(run(time=NOW - 1230 * DAY))

@@ -1,5 +1,7 @@
 """Sums of cell runs: they hold the rows that their offsets say, each once, whatever happens to the rows meanwhile."""
 
+import random
+
 import hypothesis
 import pytest
 import trio
@@ -8,6 +10,8 @@ from hypothesis import strategies as st
 from adapters.asyncio_bridge import open_loop
 from adapters.postgres import sums
 from adapters.postgres.partitions import make_months
+from adapters.postgres.replicas import ReadPool
+from adapters.postgres.series import PostgresSeries
 from adapters.postgres.store import PostgresStore
 from engine.errors import StoreUnavailableError
 from engine.ports import Retention
@@ -138,35 +142,85 @@ async def test_a_step_that_fails_half_way_added_nothing(store, database, monkeyp
     assert_held(database, 1)
 
 
-async def test_rows_that_are_erased_begin_the_sums_anew(store, database):
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "delete from cell_executions where user_id = 'bob'",
+        "update cell_executions set user_id = 'nobody' where user_id = 'bob'",
+        "truncate cell_executions",
+    ],
+)
+async def test_rows_that_somebody_changed_begin_the_sums_anew(store, database, statement):
     await store.write(Feed().flush(run(), run("bob")))
     await everything(store)
-    await in_thread(psql, database.dsn, "delete from cell_executions where user_id = 'bob'")
+    await in_thread(psql, database.dsn, statement)
     assert database.rows("select from cell_sums union all select from cell_sums_offsets") == []
     await everything(store)
     assert_held(database, 2)
 
 
-async def test_a_month_that_an_operator_dropped_takes_its_sums_along(store, database):
+async def test_a_month_past_its_retention_takes_its_sums_along(store, database):
     async with store._owner() as owner:
-        await make_months(owner, [(2026, 5)])
-    await store.write(Feed().flush(run(), run(time=NOW - 180 * DAY)))
+        await make_months(owner, [(2025, 9)])
+    await store.write(Feed().flush(run(), run(time=NOW - 430 * DAY)))
     await everything(store)
     assert len(database.rows("select from cell_sums")) == 2
-    await in_thread(psql, database.dsn, "drop table cell_executions_2026_05")
     await store.tend(NOW, RETENTION)
+    assert len(database.rows("select from cell_sums")) == 1
     assert_held(database, 2)
 
 
 async def test_strays_that_get_their_month_stay_summed(store, database):
-    feed = Feed()
-    await store.write(feed.flush(run()))
+    await store.write(Feed().flush(run()))
     await in_thread(psql, database.dsn, "update cell_executions set event_timestamp = '2031-05-05'")
     await everything(store)
-    assert database.rows("select from cell_sums_default") != []
     await store.tend(NOW, RETENTION)
-    assert database.rows("select from cell_sums_default union all select from cell_executions_default") == []
+    assert database.rows("select from cell_executions_2031_05") != []
     assert_held(database, 1)
+
+
+async def test_two_steps_at_once_add_the_rows_once(store, database):
+    """As when another daemon takes over while the server still works on the last one's step."""
+    await store.write(Feed().flush(run(), run()))
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(store.sum_up)
+    assert_held(database, 2)
+
+
+async def test_who_erases_rows_holds_up_no_query_and_no_flush_and_sums_wait(store, database):
+    feed = Feed()
+    await store.write(feed.flush(run(), run("bob")))
+    await everything(store)
+    await store.write(feed.flush(run()))
+    series = PostgresSeries(reads := ReadPool(lambda: database.dsn))
+    async with store._owner() as operator:
+        async with operator.transaction():
+            await operator.execute("delete from cell_executions where user_id = 'bob'")
+            with trio.fail_after(5):
+                assert (await series.notebook_summary("default", "a.ipynb"))["total_students"] == 2
+                await store.write(feed.flush(run()))
+                with pytest.raises(StoreUnavailableError, match="LockNotAvailable"):
+                    await store.sum_up()
+                await store.ping()
+        assert (await series.notebook_summary("default", "a.ipynb"))["total_students"] == 1
+    await reads.close()
+    await everything(store)
+    assert_held(database, 4)
+
+
+async def test_the_longest_names_fit(store, database):
+    rng = random.Random(1)
+    long = {"class_id": "c" * 64, "notebook_path": "".join(chr(rng.randrange(0x10000, 0x1F000)) for _ in range(500))}
+    user = "".join(chr(rng.randrange(0x10000, 0x1F000)) for _ in range(254))
+    await store.write(Feed().flush(run(user, **long), run(f"{user[:-1]}x", **long)))
+    await everything(store)
+    assert_held(database, 2)
+
+
+async def test_nobody_but_a_change_of_rows_makes_them_begin_anew(store, database):
+    found = database.rows("select has_function_privilege('app_user', 'forget_sums()', 'execute') as may")
+    assert found == [{"may": False}]
 
 
 async def test_where_another_store_has_the_series_there_is_nothing_to_sum(database):

@@ -73,24 +73,6 @@ def test_the_newest_are_the_first_of_all_in_order(events, most):
     assert newest_rows(state, most) == every[:most]
 
 
-def test_a_class_names_its_notebooks_and_cells_once():
-    """Names of two students are one object, so that thousands of students are fewer pages of memory."""
-
-    def run(user: str) -> Event:
-        path, cell = ("".join(parts) for parts in (("lesson", "/1"), ("cell", "-1")))
-        return Event(event_id=user, event_type="cell_executed", time=1, user_id=user, class_id="default",
-                     notebook_path=path, cell_id=cell)  # fmt: skip
-
-    ana, bob = (state_of([run(user)]) for user in ("ana", "bob"))
-    for other in (bob, decode_state(encode_state(bob))):
-        for one, two in (
-            (ana.notebooks, other.notebooks),
-            (ana.notebooks["lesson/1"].cells, other.notebooks["lesson/1"].cells),
-            ([each.notebook for each in ana.sessions.values()], [each.notebook for each in other.sessions.values()]),
-        ):
-            assert [*map(id, one)] == [*map(id, two)]
-
-
 @given(event_lists())
 def test_what_is_stored_is_not_written_again(events):
     state, stored = state_of(events), StoredRows()
