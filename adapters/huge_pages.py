@@ -1,8 +1,9 @@
-"""The heap on huge pages, where Linux gives them to who asks.
+"""A large heap on huge pages, where Linux gives them to who asks; a small one without what is free in it.
 
 With thousands of live students an event touches memory that was not touched for long, and finding its page costs as
 much as fetching it: with 20,000 of them an event cost a sixth less on huge pages (docs/performance.md). Python's
-allocator does not ask for any, so this asks for what the heap has become, now and then.
+allocator does not ask for any, so this asks for what the heap has become, now and then. With hundreds it gains nothing,
+and a huge page keeps what lies between its blocks; there they are given back.
 """
 
 import ctypes
@@ -15,6 +16,8 @@ from typing import Final
 import structlog
 import trio
 
+from .glibc_heap import give_back_free
+
 HUGE_PAGE: Final = 2 * 1024 * 1024  # bytes, on x86-64 and on arm64 with pages of 4 KiB
 # "Collapse this into a huge page, now" (madvise(2), since Linux 6.1).
 _MADV_COLLAPSE: Final = 25
@@ -23,28 +26,41 @@ _PERIOD_S: Final = 10.0
 # Parts of the time that the heap is left alone, to one of CPU time in which it is moved. A page takes 0.5 to 6 ms,
 # and who asks for memory waits for it: in a row, they held the event loop up for 76 ms (docs/performance.md).
 _REST: Final = 9.0
+# Bytes of heap from which on it counts as large: some thousand students, beside the window of repeats.
+_LARGE: Final = 160 * 2**20
 _MAPS: Final = Path("/proc/self/maps")
 
 log = structlog.get_logger("memory")
 
 
 class HugePages:
-    """Asks for them while it runs; where the system has none it says so once and returns."""
+    """Looks at the heap while it runs; where the system has none of them it says so once and returns."""
 
     async def run(self) -> None:
         """Until cancelled."""
         # A look at a grown heap takes seconds, most of them rests; nobody waits for that at the end.
-        while await trio.to_thread.run_sync(collapse, abandon_on_cancel=True):
+        while await trio.to_thread.run_sync(tend, abandon_on_cancel=True):
             await trio.sleep(_PERIOD_S)
         log.info("no huge pages on this system: thousands of live students cost more CPU an event")
 
 
-def collapse() -> bool:
-    """Ask for all of the heap; False: this system does not do that. What cannot be had now is asked for again."""
+def tend(large: int = _LARGE) -> bool:
+    """Have a heap of ``large`` bytes or more on huge pages, and a smaller one without holes; False: there are none."""
     try:
-        madvise = ctypes.CDLL(None, use_errno=True).madvise
         with _MAPS.open() as maps:
             pages = list(heap_pages(maps))
+    except OSError:
+        return False
+    if len(pages) * HUGE_PAGE >= large:
+        return collapse(pages)
+    give_back_free()
+    return True
+
+
+def collapse(pages: Iterable[int]) -> bool:
+    """Ask for these, by address; False: this system does not do that. What cannot be had now is asked for again."""
+    try:
+        madvise = ctypes.CDLL(None, use_errno=True).madvise
     except (OSError, AttributeError):
         return False
     for page in pages:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from adapters.glibc_heap import keep_small
+from adapters.glibc_heap import give_back_free, keep_small
 from tests.unable import unable
 
 # glibc learns by the first block that is freed; the others have small ones behind them that stay.
@@ -26,6 +26,23 @@ large = [b"1" * (2**21 - 8192) for _ in range(8)]
 small = [bytes(1000) for _ in range(100)]
 del large
 print(resident() - before)
+"""
+
+# A block that stays is the last of many that were freed: only the heap's end goes back by itself.
+HOLES = """
+import sys
+from adapters.glibc_heap import give_back_free
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+blocks = [b"1" * 8000 for _ in range(2000)]
+last = bytes(1000)
+before = resident()
+del blocks
+if sys.argv[1] == "told":
+    assert give_back_free()
+print(before - resident())
 """
 
 # malloc_info(3) says which heaps there are; four threads take something of more than Python's own blocks.
@@ -67,6 +84,11 @@ def test_freed_blocks_leave_no_holes_in_the_heap():
     assert int(said(GROW, "told")) < 2**20
 
 
+def test_what_is_free_within_the_heap_goes_back_when_it_is_told():
+    assert int(said(HOLES, "untold")) < 2**20
+    assert int(said(HOLES, "told")) > 12 * 2**20  # of 16
+
+
 def test_threads_have_one_heap():
     assert said(THREADS, "untold").count("<heap nr=") > 1
     assert said(THREADS, "told").count("<heap nr=") == 1
@@ -75,3 +97,4 @@ def test_threads_have_one_heap():
 def test_where_there_is_no_such_call_it_says_so(monkeypatch):
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())
     assert not keep_small()
+    assert not give_back_free()

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from adapters.huge_pages import HUGE_PAGE, collapse, heap_pages
+from adapters.huge_pages import HUGE_PAGE, heap_pages, tend
 from tests.unable import unable
 
 MAPS = """\
@@ -21,12 +21,12 @@ MAPS = """\
 """
 
 GROW = """
-import time
+import sys, time
 from pathlib import Path
-from adapters.huge_pages import collapse
+from adapters.huge_pages import tend
 held = [(str(number), number + 10**6) for number in range(400_000)]
 began, worked = time.perf_counter(), time.process_time()
-print(collapse())
+print(tend(int(sys.argv[1])))
 print((time.process_time() - worked) / (time.perf_counter() - began))
 print(Path("/proc/self/smaps_rollup").read_text())
 """
@@ -40,17 +40,28 @@ def test_whole_pages_of_the_heap_alone():
     assert all(page % HUGE_PAGE == 0 for page in heap_pages(MAPS.splitlines()))
 
 
+def grown(large):
+    """The share of its time in which a process with a heap of 60 MB worked on it, and bytes of it on huge pages then."""
+    done = subprocess.run([sys.executable, "-c", GROW, str(large)], capture_output=True, text=True, check=True)
+    supported, share, *rollup = done.stdout.splitlines()
+    assert supported == "True"
+    (huge,) = [int(line.split()[1]) for line in rollup if line.startswith("AnonHugePages:")]
+    return float(share), huge * 1024
+
+
 def test_a_heap_that_has_grown_is_on_huge_pages_after_a_while_of_little_work():
     if not Path("/sys/kernel/mm/transparent_hugepage").exists():
         unable("this kernel has no transparent huge pages")
-    done = subprocess.run([sys.executable, "-c", GROW], capture_output=True, text=True, check=True)
-    supported, share, *rollup = done.stdout.splitlines()
-    assert supported == "True"
-    assert float(share) < 0.3  # of the time: whoever asks for memory waits while a page is moved
-    (huge,) = [int(line.split()[1]) for line in rollup if line.startswith("AnonHugePages:")]
-    assert huge * 1024 >= 8 * HUGE_PAGE  # kB; some 60 MB were made
+    share, huge = grown(16 * HUGE_PAGE)
+    assert share < 0.3  # of the time: whoever asks for memory waits while a page is moved
+    assert huge >= 8 * HUGE_PAGE  # some 60 MB were made
+
+
+def test_a_small_heap_stays_on_small_pages():
+    _, huge = grown(200 * HUGE_PAGE)
+    assert huge < HUGE_PAGE
 
 
 def test_where_there_is_no_proc_it_says_so(monkeypatch):
     monkeypatch.setattr("adapters.huge_pages._MAPS", Path("/nowhere/maps"))
-    assert not collapse()
+    assert not tend()
