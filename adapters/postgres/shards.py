@@ -88,8 +88,16 @@ class ShardedStates:
         return sum(await ask_each(self._parts, lambda part: part.tend(now, retention)))
 
     async def sum_up(self) -> bool:
-        """See `engine.ports.StateKeeper`."""
-        return any(await ask_each(self._parts, PostgresStore.sum_up))
+        """See `engine.ports.StateKeeper`. One after the other; one that is away does not hold up the others."""
+        more, fault = False, None
+        for part in self._parts:
+            try:
+                more = await part.sum_up() or more
+            except (StoreRefusedError, StoreUnavailableError) as error:
+                fault = error
+        if fault is not None and not more:
+            raise fault
+        return more
 
     async def snapshots(self, keys: Iterable[UserKey]) -> list[UserState]:
         """See `engine.ports.StateKeeper`: only shards of these users are asked."""

@@ -1,6 +1,7 @@
 """Sums of cell runs: they hold the rows that their offsets say, each once, whatever happens to the rows meanwhile."""
 
 import random
+from types import SimpleNamespace
 
 import hypothesis
 import pytest
@@ -12,6 +13,7 @@ from adapters.postgres import sums
 from adapters.postgres.partitions import make_months
 from adapters.postgres.replicas import ReadPool
 from adapters.postgres.series import PostgresSeries
+from adapters.postgres.shards import ShardedStates
 from adapters.postgres.store import PostgresStore
 from engine.errors import StoreUnavailableError
 from engine.ports import Retention
@@ -186,6 +188,17 @@ async def test_two_steps_at_once_add_the_rows_once(store, database):
         for _ in range(4):
             nursery.start_soon(store.sum_up)
     assert_held(database, 2)
+
+
+async def test_a_shard_that_is_away_does_not_hold_up_the_others(store, database):
+    away = make_store(SimpleNamespace(dsn="postgresql://postgres@127.0.0.1:1/nowhere"))
+    shards = ShardedStates([away, store])
+    await store.write(Feed().flush(*[run()] * (AT_ONCE + 1)))
+    assert await shards.sum_up()
+    assert await shards.sum_up()
+    assert_held(database, AT_ONCE + 1)
+    with pytest.raises(StoreUnavailableError, match="is away"):
+        await shards.sum_up()
 
 
 async def test_who_erases_rows_holds_up_no_query_and_no_flush_and_sums_wait(store, database):
