@@ -29,6 +29,7 @@ class Pool:
         self._slots = trio.Semaphore(size)
         self._idle: list[Connection] = []
         self._busy = 0
+        self._closed = False
 
     @property
     def connections(self) -> int:
@@ -59,7 +60,9 @@ class Pool:
                 raise
             finally:
                 self._busy -= 1
-                if not connection.closed:
+                if self._closed:  # meanwhile: nobody would ever close this one
+                    connection.terminate()
+                elif not connection.closed:
                     self._idle.append(connection)
 
     async def _connect(self) -> Connection:
@@ -72,7 +75,8 @@ class Pool:
         return connection
 
     async def close(self) -> None:
-        """Let go of the connections that nobody uses."""
+        """Let go of the connections that nobody uses, and of each other one as soon as it is free."""
+        self._closed = True
         idle, self._idle = self._idle, []
         for connection in idle:
             await connection.close()

@@ -203,6 +203,17 @@ async def test_without_replicas_there_is_nothing_to_look_at(loop, primary):
     assert pool.connections == 0
 
 
+async def test_what_is_asked_while_the_pool_closes_leaves_no_connection_behind(loop, primary):
+    pool = ReadPool(lambda: primary.dsn("postgres"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pool.fetch, "select pg_sleep(0.2)")
+        while not pool.connections:
+            await trio.sleep(0.001)
+        await pool.close()
+        assert pool.connections == 1
+    assert pool.connections == 0
+
+
 async def test_sessions_are_read_from_the_replica(bench, standby):
     """With PostgreSQL 15: migrations and roles too."""
     student = Student("ann").apply(run("ann"))
