@@ -72,7 +72,7 @@ class StoredRows:
     """The session rows of one student as they were last stored, so that a flush writes and moves only what changed.
 
     By the session's key (`engine.session.session_key`), which its row's id is made of: most sessions of a student are
-    over, and theirs are found without making a row or a hash.
+    over, and theirs need no hash again.
     """
 
     __slots__ = ("_doubt", "_pending", "_rows")
