@@ -119,9 +119,9 @@ class Connection:
             self._times.of(_DATABASE, kind).observe(trio.current_time() - began)
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[None]:
-        """Commit at the end of the block, roll back when it raises."""
-        await self.execute("begin")
+    async def transaction(self, *, snapshot: bool = False) -> AsyncIterator[None]:
+        """Commit at the end of the block, roll back when it raises; ``snapshot``: read only, all as of one moment."""
+        await self.execute("begin isolation level repeatable read read only" if snapshot else "begin")
         try:
             yield
         except BaseException:

@@ -1,13 +1,13 @@
 """Where reads go: to the replicas that are not too far behind, in turn, else to the primary."""
 
 from collections import deque
-from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
 
 import structlog
 import trio
 
-from adapters.asyncio_bridge import Dsn
+from adapters.asyncio_bridge import Connection, Dsn
 from engine.errors import StoreDataError, StoreRefusedError, StoreUnavailableError
 from engine.measures import Histograms
 
@@ -29,6 +29,8 @@ _REPLICA: Final = (
     "pg_wal_lsn_diff(pg_last_wal_receive_lsn(), '0/0')::bigint, "
     "pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::bigint"
 )
+
+T = TypeVar("T")
 
 log = structlog.get_logger("replicas")
 
@@ -88,7 +90,11 @@ class ReadPool:
         self._turn = 0
 
     async def fetch(self, query: str, *args: Any) -> list[Any]:
-        """As `Connection.fetch`; of the primary's errors. What a replica fails in is asked again elsewhere."""
+        """As `Connection.fetch`; of the primary's errors."""
+        return await self.read(lambda connection: connection.fetch(query, *args))
+
+    async def read(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """Whatever ``work`` reads from one connection. What a replica fails in is asked again elsewhere."""
         fit = [replica for replica in self.replicas if replica.fault is None]
         self._turn += 1
         for step in range(len(fit)):
@@ -96,14 +102,16 @@ class ReadPool:
             with trio.CancelScope() as scope:
                 replica.queries.add(scope)
                 try:
-                    return await replica.pool.fetch(query, *args)
+                    async with replica.pool.connection() as connection:
+                        return await work(connection)
                 except StoreDataError:
                     raise
                 except (StoreUnavailableError, StoreRefusedError) as error:
                     replica.judge(str(error))
                 finally:
                     replica.queries.discard(scope)
-        return await self._primary.fetch(query, *args)
+        async with self._primary.connection() as connection:
+            return await work(connection)
 
     async def run(self) -> None:
         """Keep looking at the replicas."""

@@ -1,17 +1,18 @@
 """`engine.ports.SeriesQueries` on PostgreSQL: `cell_executions` holds the time series where no InfluxDB does."""
 
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
 
 import trio
 
-from adapters.asyncio_bridge import from_timestamptz, to_timestamptz
+from adapters.asyncio_bridge import Connection, from_timestamptz, to_timestamptz
 from engine.errors import ClasspulseError, StoreUnavailableError
 from engine.ids import notebook_uuid
 from engine.series import MAX_RUN_MS, Activity, By, CellWork, Errors, Window, notebook_summary, too_many_groups
 
 from .replicas import ReadPool
-from .sums import EXECUTED, FAILED, SUMS, UNSUMMED
+from .sums import EXECUTED, FAILED, SUMS, unsummed
 
 # A summary asks for two things at once; more would take the server's cores from the writer.
 _CONNECTIONS: Final = 2
@@ -32,13 +33,13 @@ _SUCCEEDED_LAST: Final = (
     "order by c.seq % 1000000 desc limit 1) "
     "else succeeded_at > failed_at or (succeeded_at is not null and failed_at is null) end"
 )
-# What is summed already, and the rows that are not: grouping all of them cost as much again as the medians.
+# What is summed already, and the rows that are not (to be filled in): grouping all of them cost as much again as the
+# medians, and reading all of them half of that.
 _RUNS: Final = (
     "with parts as (select user_id, cell_index, executions, errors, succeeded_at, failed_at from cell_sums "  # noqa: S608
     "where class_id = $1 and notebook_path = $2 "
     f"union all select user_id, coalesce(cell_index, -1), {SUMS} "
-    "from cell_executions left join cell_sums_offsets as summed using (journal_id) "
-    f"where class_id = $1 and notebook_path = $2 and {UNSUMMED} group by 1, 2), "
+    "from cell_executions where class_id = $1 and notebook_path = $2 and {unsummed} group by 1, 2), "
     "runs as (select user_id, cell_index, sum(executions)::bigint as executions, sum(errors)::bigint as errors, "
     "max(succeeded_at) as succeeded_at, max(failed_at) as failed_at from parts group by 1, 2), "
     f"students as (select count(*) filter (where cell_index >= 0 and {_SUCCEEDED_LAST}) as done "
@@ -98,7 +99,7 @@ class PostgresSeries:
 
     async def notebook_summary(self, class_id: str, path: str) -> dict[str, Any]:
         """See `engine.ports.SeriesQueries`."""
-        runs, halves = await self._fetch_both(_RUNS, _MEDIANS, class_id, path)
+        runs, halves = await self._fetch_both(_MEDIANS, class_id, path)
         medians = {row[0]: row[1] for row in halves}
         done = {row[1]: row[2] for row in runs if row[0] is None}
         cells = [CellWork(row[0], row[2], row[3], row[4], medians.get(row[0])) for row in runs if row[0] is not None]
@@ -106,7 +107,7 @@ class PostgresSeries:
 
     async def notebook_parts(self, class_id: str, path: str) -> NotebookParts:
         """The same for several databases that hold a class together: medians cannot be made of medians."""
-        runs, durations = await self._fetch_both(_RUNS, _DURATIONS, class_id, path)
+        runs, durations = await self._fetch_both(_DURATIONS, class_id, path)
         return NotebookParts(
             {row[1]: row[2] for row in runs if row[0] is None},
             [CellWork(row[0], row[2], row[3], row[4], None) for row in runs if row[0] is not None],
@@ -136,27 +137,37 @@ class PostgresSeries:
             raise too_many_groups(window)
         return rows
 
-    async def _fetch_both(self, first: str, second: str, *args: Any) -> tuple[list[Any], list[Any]]:
-        """Two queries at once. Neither runs in parallel for all of its way, and the server has more than one core."""
-        found: dict[str, list[Any]] = {}
+    async def _fetch_both(self, durations: str, class_id: str, path: str) -> tuple[list[Any], list[Any]]:
+        """Runs, and ``durations``, at once: neither is parallel for all of its way, and servers have more cores."""
+        runs: list[Any] = []
+        timed: list[Any] = []
         faults: list[ClasspulseError] = []
 
-        async def fetch(query: str) -> None:
+        async def read(into: list[Any], work: Callable[[Connection], Awaitable[list[Any]]]) -> None:
             try:
-                found[query] = await self._fetch(query, *args)
+                into += await self._read(work)
             except ClasspulseError as fault:
                 faults.append(fault)
                 nursery.cancel_scope.cancel()
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(fetch, first)
-            nursery.start_soon(fetch, second)
+            nursery.start_soon(read, runs, lambda connection: _runs(connection, class_id, path))
+            nursery.start_soon(read, timed, lambda connection: connection.fetch(durations, class_id, path))
         if faults:
             raise faults[0]
-        return found[first], found[second]
+        return runs, timed
 
     async def _fetch(self, query: str, *args: Any) -> list[Any]:
+        return await self._read(lambda connection: connection.fetch(query, *args))
+
+    async def _read(self, work: Callable[[Connection], Awaitable[list[Any]]]) -> list[Any]:
         async with self._turn:
             with trio.move_on_after(_PATIENCE_S):
-                return await self._reads.fetch(query, *args)
+                return await self._reads.read(work)
         raise StoreUnavailableError(f"PostgreSQL: the query took longer than {_PATIENCE_S:.0f} s: ask for less")
+
+
+async def _runs(connection: Connection, class_id: str, path: str) -> list[Any]:
+    async with connection.transaction(snapshot=True):
+        condition, values = await unsummed(connection, first=3)
+        return await connection.fetch(_RUNS.format(unsummed=condition), class_id, path, *values)

@@ -1,12 +1,12 @@
 """Sums of cell runs, by student, cell and month: what a summary of a notebook needs of rows that stay as they are.
 
 They follow the rows, some at a time, beside the writer. Whoever reads both adds to the sums what they do not hold yet
-(`UNSUMMED`), so a summary is right however far behind they are, and only slower. Rows of a journal that
+(`unsummed`), so a summary is right however far behind they are, and only slower. Rows of a journal that
 `cell_sums_offsets` does not name, because something else than a daemon wrote them, are never in a sum.
 """
 
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from adapters.asyncio_bridge import Connection
 from engine.errors import StoreUnavailableError
@@ -22,8 +22,6 @@ SUMS: Final = (
     f"max(event_timestamp) filter (where not {FAILED}) as succeeded_at, "
     f"max(event_timestamp) filter (where {FAILED}) as failed_at"
 )
-# Of `cell_executions`, beside a `left join cell_sums_offsets as summed using (journal_id)`.
-UNSUMMED: Final = "(summed.seq is null or cell_executions.seq > summed.seq)"
 
 # A journal with rows that are not summed, how far it is, and how far rows are stored.
 BEHIND: Final = (
@@ -31,6 +29,7 @@ BEHIND: Final = (
     "left join cell_sums_offsets as summed using (journal_id) "
     "where store = $1 and sink_offsets.seq > coalesce(summed.seq, 0) order by sink_offsets.updated_at limit 1"
 )
+_OFFSETS: Final = "select journal_id, seq from cell_sums_offsets order by journal_id"
 _ADD: Final = (
     "insert into cell_sums as sums select class_id, notebook_path, user_id, coalesce(cell_index, -1), "  # noqa: S608
     f"date_trunc('month', event_timestamp, 'UTC'), {SUMS} from cell_executions "
@@ -53,6 +52,29 @@ _DESCRIBE: Final = (
 # How long a step waits for whoever erases rows. Less than `deadlock_timeout` (1 s), after which the server would end an
 # autovacuum that `_DESCRIBE` waits for; a vacuum describes the pages itself.
 _LOCK_WAIT: Final = "set local lock_timeout = '500ms'"
+
+
+async def unsummed(connection: Connection, first: int) -> tuple[str, list[Any]]:
+    """Which rows of `cell_executions` are in no sum: a condition, and its values from parameter number ``first`` on.
+
+    It holds for the snapshot in which it is asked for. In ranges of (journal_id, seq), whose bounds the planner sees:
+    where few rows are left it finds them by the index of that order, where many are it reads the notebook instead.
+    """
+    conditions: list[str] = []
+    values: list[Any] = []
+    after: str | None = None
+    for journal_id, seq in await connection.fetch(_OFFSETS):
+        journal, number = f"${first + len(values)}", f"${first + len(values) + 1}"
+        values += [journal_id, seq]
+        conditions += [_between(after, journal), f"(journal_id = {journal} and seq > {number})"]
+        after = journal
+    conditions.append(_between(after, None))
+    return f"({' or '.join(conditions)})", values
+
+
+def _between(after: str | None, before: str | None) -> str:
+    bounds = [f"journal_id > {after}"] * (after is not None) + [f"journal_id < {before}"] * (before is not None)
+    return f"({' and '.join(bounds)})" if bounds else "true"
 
 
 async def sum_up(connection: Connection, store: str) -> bool:

@@ -102,7 +102,7 @@ async def test_no_query_reads_a_large_table_from_end_to_end(filled, monkeypatch,
         await queries.user_sessions("student5@example.com", "class3", None, 10, None)
         await queries.user_sessions("student5@example.com", "class3", "lesson3.ipynb", 10, (now, first.row.id))
     await reads.close()
-    assert len(plans) == 13
+    assert len(plans) == 14
     for query, plan in plans:
         for node in nodes(plan):
             read_whole = node["Node Type"] == "Seq Scan" and sizes[node["Relation Name"]] > SMALL
@@ -142,6 +142,26 @@ async def test_the_test_would_see_it(filled, monkeypatch):
         await series.notebook_summary("class3", "lesson3.ipynb")
     await reads.close()
     assert "Seq Scan" in {node["Node Type"] for _, plan in plans for node in nodes(plan)}
+
+
+async def test_a_summary_does_not_read_what_is_summed(database, monkeypatch):
+    async with open_loop(), opened(make_store(database, now=wall_clock())):
+        await in_thread(psql, database.dsn, filling.cell_rows(ROWS, notebooks=1))
+        async with summing(database) as connection:
+            while await sums.sum_up(connection, "postgresql"):
+                pass
+        await in_thread(psql, database.dsn, "analyze")
+        reads = ReadPool(lambda: database.dsn)
+        async with planned(database, monkeypatch) as plans:
+            summary = await PostgresSeries(reads).notebook_summary("class0", "lesson0.ipynb")
+        await reads.close()
+    assert sum(cell["executions"] for cell in summary["cells"]) > ROWS / 2
+    ((_, runs),) = [(query, plan) for query, plan in plans if "cell_sums where" in query]
+    scans = [each for each in nodes(runs) if each.get("Relation Name", "").startswith("cell_executions_2")]
+    removed = ("Rows Removed by Index Recheck", "Rows Removed by Filter")
+    read = sum(each["Actual Rows"] + sum(each.get(key, 0) for key in removed) for each in scans)
+    assert scans
+    assert read < ROWS / 10, scans
 
 
 @pytest.mark.parametrize("filled", [1, CLASSES], indirect=True, ids=["one class", "many classes"])

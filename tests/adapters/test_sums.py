@@ -67,6 +67,13 @@ def assert_held(database, rows=None):
         assert database.rows("select coalesce(sum(seq), 0) as seq from cell_sums_offsets") == [{"seq": rows}]
 
 
+async def unsummed(store):
+    async with store._owner() as connection:
+        condition, values = await sums.unsummed(connection, first=1)
+        rows = await connection.fetch(f"select seq from cell_executions where {condition} order by seq", *values)
+    return [row[0] for row in rows]
+
+
 events = st.builds(
     run,
     st.sampled_from(("ann", "bob")),
@@ -111,10 +118,12 @@ def test_sums_are_of_the_rows_up_to_their_offsets(database, played):
                 else:
                     await in_thread(psql, database.dsn, step)
                 assert_held(database)
+                summed = "seq <= (select seq from cell_sums_offsets o where o.journal_id = c.journal_id)"
+                others = database.rows(f"select seq from cell_executions c where ({summed}) is not true order by seq")
+                assert await unsummed(store) == [row["seq"] for row in others]
             await everything(store)
             assert_held(database)
-            missed = "select from cell_executions left join cell_sums_offsets as summed using (journal_id) where "
-            assert not database.rows(missed + sums.UNSUMMED)
+            assert await unsummed(store) == []
 
     async def prepare():
         async with open_loop(), opened(make_store(database)):
@@ -220,6 +229,22 @@ async def test_who_erases_rows_holds_up_no_query_and_no_flush_and_sums_wait(stor
     await reads.close()
     await everything(store)
     assert_held(database, 4)
+
+
+async def test_a_step_in_the_middle_of_a_summary_makes_no_difference(store, database, monkeypatch):
+    await store.write(Feed().flush(*[run()] * AT_ONCE))
+    ask = sums.unsummed
+
+    async def ask_and_sum(connection, first):
+        found = await ask(connection, first)
+        assert await store.sum_up()
+        return found
+
+    monkeypatch.setattr("adapters.postgres.series.unsummed", ask_and_sum)
+    series = PostgresSeries(reads := ReadPool(lambda: database.dsn))
+    (cell,) = (await series.notebook_summary("default", "a.ipynb"))["cells"]
+    assert cell["executions"] == AT_ONCE
+    await reads.close()
 
 
 async def test_the_longest_names_fit(store, database):
