@@ -107,7 +107,8 @@ class States:
         if rows > _MANY_ROWS:
             limit = _MAX_SNAPSHOTS_BESIDE_MANY
         self._actors = self._take_actors(limit, due)
-        self._full = len(self._actors) == limit
+        # Beside rows the others wait for the next interval: a flush at once would find few rows and cost as much.
+        self._full = not rows and len(self._actors) == limit
         self._taken_notebooks = self._notebooks.take_all()
         self._taken_letters = self._dead_letters.take_all()
         self._taken_offsets = self._offsets.take_all()
@@ -125,7 +126,7 @@ class States:
         return msgspec.structs.replace(
             flush,
             snapshots=self._loaded,
-            snapshot_floor=max(int(self.floor), self._dirty.floor(self._watermark.value, with_taken=False)),
+            snapshot_floor=max(int(self.floor), self._dirty.floor(self._watermark.value)),
             notebooks=[(class_id, path, totals) for (class_id, path), totals in self._taken_notebooks.items()],
             dead_letters=list(self._taken_letters.values()),
             samples=self._sampled if self._elsewhere is None else [],

@@ -1,6 +1,7 @@
 """Which students' states are newer than their stored snapshots, and from which seq on: the floor of replay."""
 
 from collections.abc import Iterable, Iterator
+from itertools import takewhile
 from typing import Generic, TypeVar
 
 from engine.event import UserKey
@@ -16,7 +17,11 @@ class DirtyUsers(Generic[Actor]):
     """
 
     def __init__(self) -> None:
+        # Ascending, but for users that were marked late, and then only until somebody looks: whoever flushes looks at
+        # the first ones, of perhaps many thousands.
         self._firsts: dict[UserKey, int] = {}
+        self._newest = 0  # the highest of them ever
+        self._late = False
         self._actors: dict[UserKey, Actor] = {}  # of the same keys
         self._taken: dict[UserKey, tuple[int, Actor]] = {}
 
@@ -32,6 +37,10 @@ class DirtyUsers(Generic[Actor]):
         if known is None or first_seq < known:
             self._firsts[key] = first_seq
             self._actors[key] = actor
+            if first_seq < self._newest:
+                self._late = True
+            else:
+                self._newest = first_seq
 
     def first(self, key: UserKey, *, default: int) -> int:
         """The first seq that made the user dirty since it was last taken; ``default`` when none did."""
@@ -39,7 +48,8 @@ class DirtyUsers(Generic[Actor]):
 
     def waiting(self, due: int) -> Iterator[tuple[UserKey, Actor]]:
         """Users that are dirty since ``due`` (a seq) or before, the longest dirty first."""
-        return ((key, self._actors[key]) for key, first_seq in self._firsts.items() if first_seq <= due)
+        dirty = takewhile(lambda item: item[1] <= due, self._ascending().items())
+        return ((key, self._actors[key]) for key, _ in dirty)
 
     def take(self, keys: Iterable[UserKey]) -> None:
         """Lend these users to a flush."""
@@ -57,9 +67,13 @@ class DirtyUsers(Generic[Actor]):
             self.mark(key, first_seq, actor)
         return [actor for _, actor in taken.values()]
 
-    def floor(self, watermark: int, *, with_taken: bool) -> int:
-        """Every event up to it is in its user's stored snapshot. ``with_taken=False``: once the loan is stored."""
-        first = min(self._firsts.values(), default=watermark + 1)
-        if with_taken:
-            first = min(first, *(taken for taken, _ in self._taken.values()), watermark + 1)
+    def floor(self, watermark: int) -> int:
+        """Every event up to it is in its user's stored snapshot, once the loan is stored."""
+        first = next(iter(self._ascending().values()), watermark + 1)
         return min(watermark, first - 1)
+
+    def _ascending(self) -> dict[UserKey, int]:
+        if self._late:
+            self._firsts = dict(sorted(self._firsts.items(), key=lambda item: item[1]))
+            self._late = False
+        return self._firsts

@@ -35,7 +35,7 @@ def test_students_and_letters_go_to_their_shard_and_notebooks_to_all():
         mine = {key for key in USERS if shard_of(key[1], 3) == place}
         assert {key for key, _ in lane.dirty.waiting(100)} == mine
         # Its floor is held back by its own students only.
-        assert lane.dirty.floor(100, with_taken=False) == min(USERS.index(key) for key in mine)
+        assert lane.dirty.floor(100) == min(USERS.index(key) for key in mine)
         assert {letter.event.user_id for letter in lane.dead_letters.take_all().values()} == {key[1] for key in mine}
         assert lane.notebooks.take_all() == {("default", "a"): NotebookTotals(3)}
     assert len(mailboxes.dead_letters) == len(mailboxes.notebooks) == 0

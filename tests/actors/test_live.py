@@ -4,6 +4,7 @@ import pytest
 import trio
 
 from actors import router as router_module
+from actors import states as states_module
 from actors.session import SessionActor
 from engine.errors import UnavailableError
 from engine.session import UserState
@@ -89,8 +90,9 @@ async def test_while_rows_flow_a_state_is_stored_now_and_then_and_at_once_when_t
     assert (await world.stored_state()).executions == world.state().executions
 
 
-async def test_under_a_steady_load_a_flush_waits_for_its_interval(autojump_clock, world):
-    """What comes while a flush is written is no reason for another at once."""
+async def test_under_a_steady_load_a_flush_waits_for_its_interval(autojump_clock, world, monkeypatch):
+    """What comes while a flush is written is no reason for another at once, nor are states that it had no room for."""
+    monkeypatch.setattr(states_module, "_MAX_SNAPSHOTS_BESIDE_ROWS", 2)
     write, began_at = world.store.write, []
 
     async def slow(flush):
@@ -99,8 +101,8 @@ async def test_under_a_steady_load_a_flush_waits_for_its_interval(autojump_clock
         await write(flush)
 
     world.store.write = slow
-    for _ in range(500):
-        world.router.accept([run()], lambda outcome: None)
+    for number in range(500):
+        world.router.accept([run(f"student{number % 20}")], lambda outcome: None)
         await trio.sleep(0.01)
     assert 5 <= len(began_at) <= 12  # 5 s, one each 0.5 s
     await world.all_stored()

@@ -116,7 +116,7 @@ class Pipeline:
             return
         chosen = dict([(key, student) for key, student in self.dirty.waiting(self.last_seq) if student.settled][:limit])
         self.dirty.take(chosen)
-        floor = max(self.floor, self.dirty.floor(self.last_seq, with_taken=False))
+        floor = max(self.floor, self.dirty.floor(self.last_seq))
         told = {key: student.rows.changes(student.state) for key, student in chosen.items()}
         if committed:
             for key, student in chosen.items():
