@@ -17,7 +17,7 @@ from engine.clock import parse_rfc3339
 from engine.errors import MalformedError, TooManyEventsError
 from engine.event import NEEDS_NOTEBOOK, TYPE_ALIASES, Event
 from engine.ids import uuid7
-from engine.jsontext import decode_json, encode_json
+from engine.jsontext import decode_json, decode_utf8, encode_json
 from engine.wire import Rules, decode_plain
 
 DEFAULT_CLASS: Final = "default"
@@ -286,6 +286,8 @@ def _check_elements(body: bytes, max_events: int) -> None:
     except (msgspec.DecodeError, RecursionError):
         decode_json(body)  # says what is wrong with it, if it is not only unusual
         return
+    if elements > max_events:
+        decode_utf8(body)  # which passing over elements does not look at
     _check_count(elements, max_events)
 
 

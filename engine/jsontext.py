@@ -27,9 +27,7 @@ def decode_json(body: bytes) -> Any:
             # The standard decoder would say the same, for a body of 1 MiB after 0.1 s.
             raise MalformedError(f"not JSON: {fault}") from None
         try:
-            document = json.loads(body.decode(), parse_constant=_no_constant)
-        except UnicodeDecodeError as error:
-            raise MalformedError(f"not UTF-8 at byte {error.start}") from None
+            document = json.loads(decode_utf8(body), parse_constant=_no_constant)
         except json.JSONDecodeError as error:
             raise MalformedError(f"not JSON: {error}") from None
         except _NoConstantError as error:
@@ -47,6 +45,14 @@ def decode_json(body: bytes) -> Any:
         except RecursionError:
             raise MalformedError("nested too deeply") from None
     return document
+
+
+def decode_utf8(body: bytes) -> str:
+    """Raises MalformedError where it is none."""
+    try:
+        return body.decode()
+    except UnicodeDecodeError as error:
+        raise MalformedError(f"not UTF-8 at byte {error.start}") from None
 
 
 def _no_constant(name: str) -> NoReturn:
