@@ -54,7 +54,7 @@ def _arguments() -> argparse.Namespace:
         description="the bench: figures as shares of a floor measured in the same run (docs/performance.md)",
     )
     parser.add_argument("--seconds", type=float, default=8, help="length of a measurement (default 8)")
-    parser.add_argument("--rounds", type=int, default=1, help="daemon figures a row, medians are reported (default 1)")
+    parser.add_argument("--rounds", type=int, default=3, help="daemon figures a row, medians are reported (default 3)")
     parser.add_argument("--only", default=",".join(ROWS), help=f"rows: {','.join(ROWS)} (default); {', '.join(MORE)}")
     parser.add_argument(
         "--subscribers", type=int, default=fanout.SUBSCRIBERS, help=f"of fanout (default {fanout.SUBSCRIBERS})"
