@@ -127,6 +127,7 @@ class Router:
             self.dispatch(self._at)
         async for commit in self._receive:
             self.dispatch(commit)
+            del commit  # its events go now, not when the next has come and the processor's cache holds others
 
     def dispatch(self, commit: Commit) -> None:
         """Split a commit by student; each actor gets its share."""

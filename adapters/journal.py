@@ -272,37 +272,41 @@ class SqliteJournal:
                 self._wake = trio.Event()
                 await self._wake.wait()
                 continue
-            batch = self._batches.popleft()
-            self._committing = [batch]
-            ended = [batch]
-            commit = Commit(self.last_seq + 1, self._clock(), batch.events)
-            began = time.monotonic()
-            try:
-                size = await trio.to_thread.run_sync(self._commit, commit, batch.digests, limiter=self._limiter)
-            except sqlite3.Error as error:
-                self._commit_fault = f"the journal cannot commit: {error}"
-                log.warning("commit failed", error=str(error), events=len(batch.events), path=str(self._path))
-                # A refusal means that nothing was kept. What waits may share a request with what failed: it goes too.
-                ended += self._batches
-                self._batches.clear()
-                for lost in ended:
-                    lost.error = UnavailableError(self._commit_fault, retry_after_s=5)
-            else:
-                self._commit_fault = None
-                self.commit_times.observe(time.monotonic() - began)
-                self.accepted += len(batch.events)
-                self.last_seq += len(batch.events)
-                self.payload_bytes += size
-                self._window.add(commit.received_at, batch.digests)
-            self._committing = []
-            self._forget(ended)
-            self._look_at_disk()
-            if batch.error is None:
-                await sink(commit)
-            for over in ended:
-                for fresh, settle in over.waiters:
-                    # Whatever else it waited for was committed before, or failed with this.
-                    settle(fresh if over.error is None else over.error)
+            await self._commit_next(sink)
+
+    async def _commit_next(self, sink: CommitSink) -> None:
+        """Commit the oldest batch, and tell those who wait. Nothing of it is kept for the next."""
+        batch = self._batches.popleft()
+        self._committing = [batch]
+        ended = [batch]
+        commit = Commit(self.last_seq + 1, self._clock(), batch.events)
+        began = time.monotonic()
+        try:
+            size = await trio.to_thread.run_sync(self._commit, commit, batch.digests, limiter=self._limiter)
+        except sqlite3.Error as error:
+            self._commit_fault = f"the journal cannot commit: {error}"
+            log.warning("commit failed", error=str(error), events=len(batch.events), path=str(self._path))
+            # A refusal means that nothing was kept. What waits may share a request with what failed: it goes too.
+            ended += self._batches
+            self._batches.clear()
+            for lost in ended:
+                lost.error = UnavailableError(self._commit_fault, retry_after_s=5)
+        else:
+            self._commit_fault = None
+            self.commit_times.observe(time.monotonic() - began)
+            self.accepted += len(batch.events)
+            self.last_seq += len(batch.events)
+            self.payload_bytes += size
+            self._window.add(commit.received_at, batch.digests)
+        self._committing = []
+        self._forget(ended)
+        self._look_at_disk()
+        if batch.error is None:
+            await sink(commit)
+        for over in ended:
+            for fresh, settle in over.waiters:
+                # Whatever else it waited for was committed before, or failed with this.
+                settle(fresh if over.error is None else over.error)
 
     def _forget(self, ended: list[_Batch]) -> None:
         """These batches wait no longer."""

@@ -245,7 +245,8 @@ def decode_body(body: bytes, *, ndjson: bool, received_at: int, max_events: int)
     Raises MalformedError when it is not JSON, TooManyEventsError past ``max_events``.
     """
     if not ndjson:
-        if body.count(b"{") + body.count(b"[") > max_events:
+        # A body of fewer bytes cannot hold so many: most need not be counted.
+        if len(body) > max_events and body.count(b"{") + body.count(b"[") > max_events:
             _check_elements(body, max_events)
         plain = decode_plain(body, received_at, _RULES)
         if plain is not None and len(plain[0]) <= max_events:

@@ -1,6 +1,7 @@
 """``POST /api/v1/events``: the hot path. 202 only after the commit that holds the events."""
 
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import Any, Final, TypeAlias
 
@@ -8,7 +9,7 @@ import msgspec
 import structlog
 
 from engine.clock import WallClock
-from engine.decode import Decoded, decode_body
+from engine.decode import Decoded, Rejected, decode_body
 from engine.errors import MalformedError, OverLimitError, TooManyEventsError, UnavailableError
 from engine.measures import Histograms
 from engine.ports import Intake
@@ -37,6 +38,17 @@ class _RefusedError(Exception):
         self.status = status
         self.code = code
         self.headers = headers
+
+
+class _Awaited(msgspec.Struct, gc=False, frozen=True):
+    """What the answer to a request needs that waits for its commit."""
+
+    events: int
+    rejected: list[Rejected]
+    single: str | None  # the event's id, where the body was one object
+    keep_alive: bool
+    reply: Reply
+    began: float  # of the monotonic clock, in seconds
 
 
 class Ingest:
@@ -105,24 +117,38 @@ class Ingest:
             self._tell(reply, began, answer(422, refusal, headers=CORS, keep_alive=request.keep_alive))
             return
 
-        def settle(outcome: list[bool] | UnavailableError) -> None:
-            if isinstance(outcome, UnavailableError):
-                self.refused += len(decoded.events)
-                self._tell(reply, began, _unavailable(request, outcome))
-            elif outcome == _ONE and not (decoded.single or decoded.rejected) and request.keep_alive:
-                reply(self._one_accepted())
-                self._accepted.observe(monotonic() - began)
-            else:
-                self.rejected += len(decoded.rejected)
-                body = _encode(_receipt(decoded, outcome))
-                self._tell(reply, began, answer(202, body, headers=CORS, keep_alive=request.keep_alive))
-
+        # Only this is kept until the commit: request and body are let go while the processor's cache holds them.
+        awaited = _Awaited(
+            len(decoded.events),
+            decoded.rejected,
+            decoded.events[0].event_id if decoded.single else None,
+            request.keep_alive,
+            reply,
+            began,
+        )
+        settle = partial(self._settle, awaited)
         try:
             self._intake.accept(decoded.events, settle)
         except OverLimitError as fault:
             self._accept(decoded.without(fault.refused), request, reply, began)
         except UnavailableError as fault:
             settle(fault)
+
+    def _settle(self, awaited: "_Awaited", outcome: list[bool] | UnavailableError) -> None:
+        """Answer a request whose commit is over."""
+        if outcome == _ONE and awaited.single is None and not awaited.rejected and awaited.keep_alive:
+            awaited.reply(self._one_accepted())
+            self._accepted.observe(monotonic() - awaited.began)
+        elif isinstance(outcome, UnavailableError):
+            self.refused += awaited.events
+            retry_after = b"retry-after: %d\r\n" % outcome.retry_after_s
+            refusal = error(503, "unavailable", str(outcome), headers=retry_after + CORS, keep_alive=awaited.keep_alive)
+            self._tell(awaited.reply, awaited.began, refusal)
+        else:
+            self.rejected += len(awaited.rejected)
+            body = _encode(_receipt(outcome, awaited.rejected, awaited.single))
+            receipt = answer(202, body, headers=CORS, keep_alive=awaited.keep_alive)
+            self._tell(awaited.reply, awaited.began, receipt)
 
     def _inflated(self, coding: bytes, body: bytes) -> bytes:
         name = coding.strip().lower()
@@ -148,7 +174,7 @@ class Ingest:
         date = date_line()
         if date is not self._date:
             self._date = date
-            self._one = answer(202, _encode(_receipt(Decoded([], [], single=False), _ONE)), headers=CORS)
+            self._one = answer(202, _encode(_receipt(_ONE, [], None)), headers=CORS)
         return self._one
 
 
@@ -166,20 +192,16 @@ def _error(request: Request, status: int, code: str, message: str, headers: byte
     return error(status, code, message, headers=headers + CORS, keep_alive=request.keep_alive, with_body=with_body)
 
 
-def _unavailable(request: Request, fault: UnavailableError) -> bytes:
-    return _error(request, 503, "unavailable", str(fault), b"retry-after: %d\r\n" % fault.retry_after_s)
-
-
-def _receipt(decoded: Decoded, fresh: list[bool]) -> dict[str, Any]:
+def _receipt(fresh: list[bool], rejected: list[Rejected], single: str | None) -> dict[str, Any]:
     accepted = sum(fresh)
     receipt: dict[str, Any] = {
         "status": "received",
         "accepted": accepted,
         "duplicates": len(fresh) - accepted,
-        "rejected": decoded.rejected,
+        "rejected": rejected,
     }
-    if decoded.single:
-        receipt["event_id"] = decoded.events[0].event_id
+    if single is not None:
+        receipt["event_id"] = single
     return receipt
 
 
