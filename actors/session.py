@@ -1,8 +1,9 @@
 """The session actor: one task per (class, user), the only owner of that student's live state."""
 
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, TypeAlias
 from uuid import UUID
 
+import msgspec
 import structlog
 import trio
 
@@ -35,7 +36,7 @@ log = structlog.get_logger("session")
 Delivery: TypeAlias = tuple[Part, int, list[tuple[int, Event]]]
 
 
-class SessionContext(NamedTuple):
+class SessionContext(msgspec.Struct, frozen=True):
     """What every session actor of a daemon shares."""
 
     journal: str  # id of the journal, hex

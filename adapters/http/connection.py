@@ -56,6 +56,11 @@ class Timeouts(Limits, Protocol):
 class Connection(Reader):
     """Takes requests off a stream, in order; each has its answer before the next is begun."""
 
+    __slots__ = (
+        "_closing", "_fd", "_gone", "_handlers", "_ingest", "_last", "_owed", "_poller", "_refusal", "_seen_headers",
+        "_seen_since", "_seen_state", "_stream", "_timeouts", "_unsent", "_wake", "_watched",
+    )  # fmt: skip
+
     def __init__(self, stream: trio.SocketStream, poller: Poller, limits: Timeouts, handlers: Handlers) -> None:
         super().__init__(limits)
         self._stream = stream

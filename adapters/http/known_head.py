@@ -6,7 +6,7 @@ is not the same bytes as one that it accepted on this connection goes to it.
 """
 
 import re
-from typing import Final, NamedTuple, Self
+from typing import Final, Self
 
 import msgspec
 
@@ -21,7 +21,7 @@ _MAX_HEAD: Final = 2048
 _MAX_HEADERS: Final = 32
 
 
-class KnownHead(NamedTuple):
+class KnownHead(msgspec.Struct, frozen=True, gc=False):
     """The bytes around the length, and what they mean."""
 
     before: bytes
