@@ -2,12 +2,14 @@
 
 import contextlib
 import re
+from statistics import median
 from typing import Final
 
 import msgspec
 import psutil
 import trio
 
+from loadtest.durations import written
 from loadtest.errors import TransportError
 from loadtest.plan import Clock
 from loadtest.target import Target
@@ -143,6 +145,15 @@ class Monitor:
         before = self._cpu.get(pid)
         self._cpu[pid] = now, used
         return None if before is None or now <= before[0] else (used - before[1]) / (now - before[0])
+
+
+def commits_say(samples: list[Sample]) -> str | None:
+    """How long the journal's commits took, for people: every answer waits for one. None where no look saw any."""
+    timed = [(each.commit_mean_s, each.offset_s) for each in samples if each.commit_mean_s is not None]
+    if not timed:
+        return None
+    usual, (worst, at) = median(mean for mean, _ in timed), max(timed)
+    return f"a commit took {written(usual)} in the usual second and {written(worst)} in the slowest, at {at:.0f} s"
 
 
 def listening_on(port: int) -> int | None:

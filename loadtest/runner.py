@@ -21,7 +21,7 @@ from loadtest.generator import Tick
 from loadtest.histograms import Histogram
 from loadtest.ledger import ACKNOWLEDGED, REFUSED, UNKNOWN
 from loadtest.local import Servers
-from loadtest.monitor import Monitor
+from loadtest.monitor import Monitor, commits_say
 from loadtest.plan import Clock, Plan, clock
 from loadtest.promises import Promise
 from loadtest.result import Result
@@ -285,6 +285,8 @@ class Run:
         notes = [limits.says]
         if monitor.metrics_missing:
             notes.append("/metrics was not to be had: no lag and no commit times")
+        elif (commits := commits_say(monitor.samples)) is not None:
+            notes.append(commits)
         if self.dsn is None:
             notes.append("no DSN: rows were not counted, only what the API shows")
         cuts = sorted({cut for subscriber in subscribers for cut in subscriber.cuts})

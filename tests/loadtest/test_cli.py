@@ -10,7 +10,7 @@ from loadtest.errors import UsageError
 from loadtest.faults import parse as parse_fault
 from loadtest.histograms import Histogram
 from loadtest.ledger import Tally
-from loadtest.monitor import Sample, Scrape, bucket_percentile
+from loadtest.monitor import Sample, Scrape, bucket_percentile, commits_say
 from loadtest.plots import nice_steps
 from loadtest.verification import Check
 from tests.loadtest.conftest import RECORDINGS
@@ -255,6 +255,13 @@ def test_metrics_are_read():
     assert scrape.total("nothing") is None
     assert bucket_percentile({}, scrape.buckets("t_seconds"), 50) == 0.1
     assert bucket_percentile(scrape.buckets("t_seconds"), scrape.buckets("t_seconds"), 50) is None
+
+
+def test_a_second_in_which_commits_stalled_is_named():
+    samples = [Sample(float(second), commit_mean_s=0.002) for second in range(5)]
+    samples += [Sample(5.0), Sample(87.2, commit_mean_s=0.291)]
+    assert commits_say(samples) == "a commit took 2 ms in the usual second and 291 ms in the slowest, at 87 s"
+    assert commits_say([Sample(1.0)]) is None
 
 
 @pytest.mark.parametrize(
