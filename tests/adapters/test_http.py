@@ -2,7 +2,8 @@
 
 import json
 import socket
-from contextlib import asynccontextmanager
+import tracemalloc
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 import trio
@@ -272,6 +273,32 @@ async def test_many_connections_at_once(edge):
         for number in range(150):
             clients.start_soon(client, number)
     assert len(set(edge.intake.ids)) == 450
+
+
+async def test_what_waits_for_its_commit_holds_no_body(edge):
+    """A disk that stalls would otherwise fill the memory with what clients sent, and was never to be kept."""
+    clients = 20
+    event = {"event_id": "e", "event_type": "seen", "user_id": "ann", "code": "x" * 9000}
+    body = json.dumps([event]).encode()
+    request = request_bytes("POST", EVENTS, host=f"127.0.0.1:{edge.port}", headers=JSON, body=body)
+    async with AsyncExitStack() as stack:
+        connections = [await stack.enter_async_context(edge.connect()) for _ in range(clients)]
+        for connection in connections:
+            await connection.send(request)
+            assert (await connection.answer()).status == 202
+        edge.intake.holding = True
+        tracemalloc.start()
+        try:
+            for connection in connections:
+                await connection.send(request)
+            await edge.intake.until_held(clients)
+            held, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        edge.intake.release()
+        for connection in connections:
+            assert (await connection.answer()).status == 202
+    assert held < clients * len(body) / 2
 
 
 async def test_a_client_that_has_shut_down_its_side_gets_its_answer(edge):
