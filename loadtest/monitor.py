@@ -1,6 +1,7 @@
 """The daemon's own figures during a run: `/metrics` each second, and its process where we can see it."""
 
 import contextlib
+import math
 import re
 from statistics import median
 from typing import Final
@@ -26,7 +27,8 @@ class Sample(msgspec.Struct, omit_defaults=True):
     offset_s: float
     lag_events: float | None = None
     commit_mean_s: float | None = None  # of the commits since the look before
-    commit_p99_s: float | None = None  # upper end of the metrics' bucket
+    commit_p99_s: float | None = None  # upper end of the metrics' bucket, and of the next
+    commit_max_s: float | None = None
     actors: float | None = None
     mailbox: float | None = None
     cpu_cores: float | None = None
@@ -122,6 +124,7 @@ class Monitor:
         if self._before is not None and count > self._before[0]:
             sample.commit_mean_s = (total - self._before[1]) / (count - self._before[0])
             sample.commit_p99_s = bucket_percentile(self._before[2], buckets, 99)
+            sample.commit_max_s = bucket_percentile(self._before[2], buckets, 100)
         self._before = count, total, buckets
 
     def _processes(self, sample: Sample) -> None:
@@ -149,11 +152,13 @@ class Monitor:
 
 def commits_say(samples: list[Sample]) -> str | None:
     """How long the journal's commits took, for people: every answer waits for one. None where no look saw any."""
-    timed = [(each.commit_mean_s, each.offset_s) for each in samples if each.commit_mean_s is not None]
-    if not timed:
+    seen = [each for each in samples if each.offset_s >= 0 and each.commit_mean_s is not None]
+    if not seen:
         return None
-    usual, (worst, at) = median(mean for mean, _ in timed), max(timed)
-    return f"a commit took {written(usual)} in the usual second and {written(worst)} in the slowest, at {at:.0f} s"
+    usual = median(each.commit_mean_s or 0 for each in seen)
+    worst, at = max((each.commit_max_s or 0, -each.offset_s) for each in seen)
+    slowest = "longer than the metrics tell" if math.isinf(worst) else f"up to {written(worst)}"
+    return f"commits took {written(usual)} on average in the usual second; the slowest took {slowest}, at {-at:.0f} s"
 
 
 def listening_on(port: int) -> int | None:

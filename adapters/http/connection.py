@@ -8,7 +8,6 @@ that reads slowly, the hand-over to a WebSocket, the end. It notes no times: the
 import os
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from typing import Final, Protocol
 
 import structlog
@@ -184,7 +183,9 @@ class Connection(Reader):
         if self._rest is not None and alone:
             return False
         self._owed = True
-        if not self._ingest(request, partial(self._reply_to, request) if self._old else self._reply):
+        # A callback that knows the request would hold its body until the commit.
+        kept_alive = self._old and request.version == "1.0" and request.keep_alive
+        if not self._ingest(request, self._reply_kept if kept_alive else self._reply):
             self._owed = False
             return False
         self._last = self._last or not request.keep_alive
@@ -210,8 +211,8 @@ class Connection(Reader):
         if self._ready or self._last or self._closing or self._expects or self._refusal is not None:
             self._wake.set()
 
-    def _reply_to(self, request: Request, data: bytes) -> None:
-        self._reply(kept(data) if request.version == "1.0" and request.keep_alive else data)
+    def _reply_kept(self, data: bytes) -> None:
+        self._reply(kept(data))
 
     # --- in the connection's own task
 

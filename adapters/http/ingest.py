@@ -40,7 +40,7 @@ class _RefusedError(Exception):
         self.headers = headers
 
 
-class _Awaited(msgspec.Struct, gc=False, frozen=True):
+class _Awaited(msgspec.Struct, frozen=True):
     """What the answer to a request needs that waits for its commit."""
 
     events: int

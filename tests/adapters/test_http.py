@@ -275,12 +275,15 @@ async def test_many_connections_at_once(edge):
     assert len(set(edge.intake.ids)) == 450
 
 
-async def test_what_waits_for_its_commit_holds_no_body(edge):
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+async def test_what_waits_for_its_commit_holds_no_body(edge, version):
     """A disk that stalls would otherwise fill the memory with what clients sent, and was never to be kept."""
     clients = 20
     event = {"event_id": "e", "event_type": "seen", "user_id": "ann", "code": "x" * 9000}
     body = json.dumps([event]).encode()
-    request = request_bytes("POST", EVENTS, host=f"127.0.0.1:{edge.port}", headers=JSON, body=body)
+    headers = (*JSON, ("Connection", "keep-alive"))
+    request = request_bytes("POST", EVENTS, host=f"127.0.0.1:{edge.port}", headers=headers, body=body)
+    request = request.replace(b"HTTP/1.1", f"HTTP/{version}".encode())
     async with AsyncExitStack() as stack:
         connections = [await stack.enter_async_context(edge.connect()) for _ in range(clients)]
         for connection in connections:

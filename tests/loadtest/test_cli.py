@@ -1,5 +1,6 @@
 """The command line: what is refused, and what files say."""
 
+import math
 import re
 
 import pytest
@@ -257,11 +258,15 @@ def test_metrics_are_read():
     assert bucket_percentile(scrape.buckets("t_seconds"), scrape.buckets("t_seconds"), 50) is None
 
 
-def test_a_second_in_which_commits_stalled_is_named():
-    samples = [Sample(float(second), commit_mean_s=0.002) for second in range(5)]
-    samples += [Sample(5.0), Sample(87.2, commit_mean_s=0.291)]
-    assert commits_say(samples) == "a commit took 2 ms in the usual second and 291 ms in the slowest, at 87 s"
-    assert commits_say([Sample(1.0)]) is None
+def test_the_slowest_commit_is_told_though_many_others_were_quick_in_its_second():
+    samples = [Sample(-1.0, commit_mean_s=9.0, commit_max_s=10.0)]  # before the load: nobody waited for it
+    samples += [Sample(float(second), commit_mean_s=0.002, commit_max_s=0.005) for second in range(5)]
+    samples += [Sample(5.0), Sample(87.2, commit_mean_s=0.003, commit_max_s=0.5)]
+    said = "commits took 2 ms on average in the usual second; the slowest took "
+    assert commits_say(samples) == said + "up to 500 ms, at 87 s"
+    samples.append(Sample(90.0, commit_mean_s=0.1, commit_max_s=math.inf))
+    assert commits_say(samples) == said + "longer than the metrics tell, at 90 s"
+    assert commits_say(samples[:1]) is None
 
 
 @pytest.mark.parametrize(
