@@ -9,8 +9,9 @@ And it gives each thread a heap of its own (M_ARENA_MAX), with holes of its own:
 freed by the event loop's. There is one lock to take for all of them then, which is no matter beside Python's.
 """
 
-import ctypes
 from typing import Final
+
+from .c_library import c_library
 
 _M_MMAP_THRESHOLD: Final = -3
 _THRESHOLD: Final = 512 * 1024  # bytes: above a batch's body and what a flush encodes at once, below those tables
@@ -24,7 +25,7 @@ def give_back_free() -> bool:
     Some 0.3 ms for a heap of 25 MB, once 5, in which nobody else takes from it.
     """
     try:
-        return bool(ctypes.CDLL(None).malloc_trim(0))
+        return bool(c_library().malloc_trim(0))
     except (OSError, AttributeError):
         return False
 
@@ -32,7 +33,7 @@ def give_back_free() -> bool:
 def keep_small() -> bool:
     """For the whole process, from now on; False: this system's allocator does not have it."""
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        mallopt = c_library().mallopt
     except (OSError, AttributeError):
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, _THRESHOLD)) and bool(mallopt(_M_ARENA_MAX, _ARENAS))

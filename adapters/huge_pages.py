@@ -16,6 +16,7 @@ from typing import Final
 import structlog
 import trio
 
+from .c_library import c_library
 from .glibc_heap import give_back_free
 
 HUGE_PAGE: Final = 2 * 1024 * 1024  # bytes, on x86-64 and on arm64 with pages of 4 KiB
@@ -60,7 +61,7 @@ def tend(large: int = _LARGE) -> bool:
 def collapse(pages: Iterable[int]) -> bool:
     """Ask for these, by address; False: this system does not do that. What cannot be had now is asked for again."""
     try:
-        madvise = ctypes.CDLL(None, use_errno=True).madvise
+        madvise = c_library().madvise
     except (OSError, AttributeError):
         return False
     for page in pages:

@@ -7,6 +7,8 @@ from typing import Final
 
 import msgspec
 
+from engine.mapped_queue import MappedQueue
+
 DIGEST_BYTES: Final = 8
 DEDUPE_PARTS: Final = 8
 # A part is copied when this share of its members came since the last time: of the places of a copy at most 3/5 are used
@@ -50,7 +52,7 @@ class DedupeWindow:
         # To look into, at `digest % DEDUPE_PARTS`, where calling `in` would cost too much; `add` alone changes it.
         self.parts: Final[list[set[int]]] = [set() for _ in range(DEDUPE_PARTS)]
         self._added = [0] * DEDUPE_PARTS  # to each since it was copied
-        self._digests: deque[int] = deque()  # oldest first
+        self._digests = MappedQueue()  # oldest first
         self._ages: deque[_Age] = deque()  # of all of them, oldest first
 
     def __len__(self) -> int:
@@ -67,7 +69,7 @@ class DedupeWindow:
                 part = digest % DEDUPE_PARTS
                 parts[part].add(digest)
                 added[part] += 1
-            self._digests.extend(new)
+            self._digests.extend(digests)
             self._tidy()
             # Commits of one moment share an age, so that one event a commit costs no more than many.
             if self._ages and received_at - self._ages[-1].first < self._window_ms * _SAME_AGE:
@@ -91,9 +93,12 @@ class DedupeWindow:
 
     def _drop(self, count: int) -> int:
         """Let go of the ``count`` oldest; returns how many these are."""
-        for _ in range(count):
-            digest = self._digests.popleft()
-            self.parts[digest % DEDUPE_PARTS].discard(digest)
+        left = count
+        while left > 0:
+            taken = self._digests.take(left)
+            for digest in taken:
+                self.parts[digest % DEDUPE_PARTS].discard(digest)
+            left -= len(taken)
         left = count
         while left > 0:
             dropped = min(left, self._ages[0].count)

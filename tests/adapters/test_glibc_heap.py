@@ -95,6 +95,6 @@ def test_threads_have_one_heap():
 
 
 def test_where_there_is_no_such_call_it_says_so(monkeypatch):
-    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+    monkeypatch.setattr("adapters.glibc_heap.c_library", object)
     assert not keep_small()
     assert not give_back_free()
