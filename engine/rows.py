@@ -1,6 +1,6 @@
 """From live state to the rows that a store keeps of it."""
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 from uuid import UUID
 
 import msgspec
@@ -14,8 +14,18 @@ from engine.session import KEPT_SESSIONS, Session, UserState
 # What a row of `learning_sessions` is known by: its id and where it starts (ms).
 Identity: TypeAlias = tuple[UUID, int]
 
-encode_state = msgspec.msgpack.Encoder().encode
+_encode_into: Final = msgspec.msgpack.Encoder().encode_into
+_buffer: Final = bytearray()  # of the event loop's thread; as large as the largest state so far
 decode_state = msgspec.msgpack.Decoder(UserState).decode
+
+
+def encode_state(state: UserState) -> bytes:
+    """A state as stores keep it.
+
+    By way of a buffer, as actors keep the bytes too: what `encode` returns has room for up to half as much again.
+    """
+    _encode_into(state, _buffer)
+    return bytes(_buffer)
 
 
 def session_rows(state: UserState) -> list[SessionRow]:

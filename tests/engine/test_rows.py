@@ -1,5 +1,6 @@
 """A student's rows in the table of sessions follow its state through flushes whose outcome may be unknown."""
 
+import tracemalloc
 from uuid import UUID
 
 from hypothesis import given
@@ -115,3 +116,21 @@ def test_sessions_leave_memory_only_as_rows_and_never_come_back_as_two():
     flush()
     assert len(table) == len({row_id for row_id, _ in table}) == count
     assert state.executions == count + 2
+
+
+def test_what_is_kept_of_a_state_takes_no_more_room_than_it_is_long():
+    state = UserState(class_id="default", user_id="ana")
+    for number in range(40):
+        event = Event(
+            f"event-{number:030}", "cell_executed", number, "ana", "default", notebook_path="a.ipynb", cell_index=number
+        )
+        state.apply(event, number, IDLE_MS)
+    encode_state(state)  # the buffer is as large as it needs to be
+    tracemalloc.start()
+    try:
+        kept = encode_state(state)
+        room, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(kept) > 2000
+    assert room < len(kept) + 200
