@@ -1,7 +1,8 @@
 """Numbers that wait for long, first in, first out, beside the heap.
 
 The blocks of a deque are small, and as old as what is in them. Between what is taken and let go all the time they keep
-holes apart that could be one, so the heap grows: by a megabyte in ten minutes of load (docs/performance.md).
+holes apart that could be one. While the window of repeats was a deque, the holes of a heap under steady load grew by a
+megabyte in nine minutes (docs/performance.md).
 """
 
 from array import array
