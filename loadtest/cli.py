@@ -18,21 +18,17 @@ import trio
 
 from loadtest import capacity, comparison, durations, faults, local, promises, report, scenarios, shapes, target
 from loadtest import result as results
-from loadtest.display import display, text
+from loadtest.display import Display, display, text
 from loadtest.errors import InterruptedSearchError, LoadTestError, UsageError
 from loadtest.local import Servers
+from loadtest.options import DEFAULT_URL, MOST_WORKERS, parser
 from loadtest.plan import Plan
-from loadtest.runner import Display, Run, new_run
+from loadtest.runner import Run, new_run
 from loadtest.scenarios import Scenario
-from loadtest.transports import TRANSPORTS
 
 HELD, BROKEN, USAGE = 0, 1, 2
-DEFAULT_URL: Final = "http://127.0.0.1:8765"
 # httpx costs some 1 ms of CPU a request; above this rate a core is not enough for it and the daemon's neighbours.
 HTTPX_UP_TO: Final = 100.0
-# Length of one run of a capacity search, in seconds; a third of it is the ramp.
-PROBE_S: Final = 20.0
-MOST_WORKERS: Final = 64
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,71 +72,6 @@ def _told(group: BaseExceptionGroup[BaseException]) -> int:
         else:
             print(f"loadtest: {error or 'ended before there was a result'}", file=sys.stderr)
     return BROKEN
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    names = "\n".join(f"  {each.name:<14} {each.says}" for each in scenarios.BUILT_IN.values())
-    made = argparse.ArgumentParser(
-        prog="classpulse loadtest",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Loads a daemon with virtual students, checks that nothing is lost, and judges promises.",
-        epilog=f"scenarios:\n{names}\n  FILE.py        SCENARIO of your own\n  replay FILE    recorded requests\n"
-        "  capacity       how many students this daemon carries\n  compare A B    two results (JSON)\n"
-        "\nexit codes: 0 every promise held and nothing is missing, 1 not, 2 bad usage",
-    )
-    made.add_argument("scenario", metavar="SCENARIO")
-    made.add_argument("files", nargs="*", type=Path, metavar="FILE", help="of replay and compare")
-    where = made.add_argument_group("the daemon")
-    where.add_argument("--target", metavar="URL", help=f"default {DEFAULT_URL}")
-    where.add_argument("--local", action="store_true", help="start a daemon and a PostgreSQL of their own on loopback")
-    where.add_argument("--i-own-this-host", metavar="HOST", help="needed for a target that is not this machine")
-    where.add_argument("--dsn", help="PostgreSQL of the daemon: rows are counted too ($LOADTEST_DSN keeps it private)")
-    where.add_argument("--key-file", type=Path, metavar="FILE", help="holds an access key, for a daemon that wants one")
-    where.add_argument("--class", dest="class_id", metavar="ID", help="post to this class and not to fresh ones")
-    what = made.add_argument_group("the load")
-    what.add_argument("--students", type=_count)
-    what.add_argument("--classes", type=_count)
-    what.add_argument("--instructors", type=_natural, help="they ask queries, and each has a subscriber")
-    what.add_argument("--subscribers", type=_natural, help="open streams; default one an instructor")
-    what.add_argument("--rate", type=float, metavar="N", help="events a second of all students together")
-    what.add_argument(
-        "--duration", metavar="TIME", help="such as 30s, 10m: the shape is pressed together, or its end held"
-    )
-    what.add_argument("--shape", metavar="SPEC", help='such as "ramp:10s hold:50s spike:5s@100%%"')
-    what.add_argument("--closed", action="store_true", help="closed loop: users wait for answers")
-    what.add_argument("--speed", type=float, default=1.0, metavar="X", help="of replay (default 1)")
-    what.add_argument("--seed", default="1", help="the same seed plays the same load (default 1)")
-    what.add_argument("--transport", choices=["auto", *TRANSPORTS], default="auto")
-    what.add_argument("--workers", type=_count, default=1, help="processes that make the load (default 1)")
-    what.add_argument("--max-events", type=_count, default=2_000_000, metavar="N", help="bound (default 2000000)")
-    what.add_argument("--fault", action="append", default=[], metavar="KIND@TIME+TIME", help=_fault_help())
-    judged = made.add_argument_group("the verdict")
-    judged.add_argument("--slo", metavar="PROMISES", help='such as "p99<100ms, notify_p99<1s, errors<0.1%%"')
-    judged.add_argument("--drain", default="60s", metavar="TIME", help="wait so long for the stores (default 60s)")
-    judged.add_argument("--step", default=f"{PROBE_S:.0f}s", metavar="TIME", help="length of a run of capacity")
-    judged.add_argument("--most", type=_count, default=10_000, help="students that capacity tries (default 10000)")
-    judged.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
-    judged.add_argument("--html", type=Path, metavar="FILE", help="write the report there")
-    return made
-
-
-def _fault_help() -> str:
-    return "with --local; " + "; ".join(f"{kind}: {says}" for kind, (says, _) in faults.KINDS.items())
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
-
-
-def _natural(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError("must be at least 0")
-    return number
 
 
 def _play(arguments: argparse.Namespace) -> int:

@@ -3,31 +3,33 @@
 import resource
 import secrets
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 import trio
 
+from loadtest import accounts, promises, verification
 from loadtest import faults as fault_plans
-from loadtest import notifications, promises, verification
 from loadtest import result as results
+from loadtest.accounts import Accounts
+from loadtest.display import Display, Progress
 from loadtest.errors import LoadTestError, TransportError
 from loadtest.faults import Fault
 from loadtest.generator import Tick
 from loadtest.histograms import Histogram
-from loadtest.ledger import ACKNOWLEDGED, REFUSED, UNKNOWN
 from loadtest.local import Servers
 from loadtest.monitor import Monitor, commits_say
+from loadtest.notifications import News
 from loadtest.plan import Clock, Plan, clock
 from loadtest.promises import Promise
 from loadtest.result import Result
 from loadtest.subscribers import Subscriber
 from loadtest.transports import LeanTransport
-from loadtest.workers import ChildWorker, OwnWorker, Worker, merged
+from loadtest.workers import ChildWorker, OwnWorker, Worker, added
 
 # From the clock's start to the first step: the workers hear of it in time.
 BEGIN_S: Final = 0.3
@@ -41,26 +43,15 @@ WINDOW_S: Final = 600.0
 ACCOUNT_WITHIN_S: Final = 30.0
 
 
-class Display(Protocol):
-    """Who shows how it goes."""
+@dataclass(frozen=True)
+class Course:
+    """How a run went, until everything was stored and told."""
 
-    def say(self, text: str) -> None:
-        """A step of the run."""
-
-    def tick(self, news: "Progress") -> None:
-        """Once a second, while it is loaded."""
-
-
-@dataclass
-class Progress:
-    """How it goes."""
-
-    offset_s: float
-    duration_s: float
-    passed_s: float  # since the news before
-    tick: Tick
-    alerts: Histogram
+    timer: Clock
     monitor: Monitor
+    subscribers: list[Subscriber]
+    loaded_s: float  # without the grace at the load's end
+    drain_s: float | None  # None: it did not come to be drained, or nobody waited
 
 
 @dataclass
@@ -92,13 +83,16 @@ class Run:
         )
         try:
             with stretched_limits():
-                return await self._play(workers, version, started)
+                course = await self._play(workers)
+            self.display.say("comparing with what was acknowledged")
+            held = await accounts.settle(plan, workers, course.subscribers, course.timer, dsn=self.dsn)
+            return self._concluded(course, held, version, started)
         finally:
             for worker in workers:
                 if isinstance(worker, ChildWorker):
                     await worker.aclose()
 
-    async def _play(self, workers: list[Worker], version: str | None, started: str) -> Result:
+    async def _play(self, workers: list[Worker]) -> Course:
         plan, scenario = self.plan, self.plan.scenario
         for worker in workers:
             await worker.prepare()
@@ -129,64 +123,7 @@ class Run:
                 drain_s = await verification.drained(plan.target, self.drain_s)
                 await self._quiet(subscribers, timer)
             background.cancel_scope.cancel()
-        self.display.say("comparing with what was acknowledged")
-        tally, entries = merged(workers)
-        events = notifications.by_user(entries)
-        people = {user: scenario.person(user, plan.run, plan.class_id) for user in {entry.user for entry in entries}}
-        classes = {user: person.class_id for user, person in people.items()}
-        news = notifications.reckon(subscribers, events, classes, timer) if subscribers else None
-        checks = await verification.by_api(plan.target, entries, people.__getitem__, fresh=plan.class_id is None)
-        if self.dsn:
-            checks = await verification.by_sql(self.dsn, entries, set(classes.values())) + checks
-        if news is not None:
-            checks += delivery(news, len(subscribers))
-        if drain_s is None:
-            why = "not waited for" if self.cut_short else "the daemon did not say lag_events 0 in time"
-            waited = verification.Check("all stored", 0, 0, note=why, faults=not self.cut_short, skipped=self.cut_short)
-            checks.insert(0, waited)
-        lost = verification.lost(checks)
-        figures = results.figures(tally, news, monitor.samples, loaded_s=loaded_s, drain_s=drain_s, lost=lost)
-        histograms = results.histograms_of(tally, news)
-        for promise in self.promises:
-            if promise.rank and promise.figure not in figures:
-                figures[promise.figure] = results.percentile(promise.figure, histograms)
-        judgements = [results.judgement(each) for each in promises.judged(self.promises, figures)]
-        limits = results.limits(tally, processes=len(workers), loaded_s=loaded_s)
-        return Result(
-            scenario=scenario.name,
-            says=scenario.says,
-            started=started,
-            options=self.options,
-            environment=results.environment(plan.url, version),
-            interrupted=self.interrupted,
-            ok=not self.interrupted and not lost and all(each.held for each in judgements),
-            judgements=judgements,
-            checks=checks,
-            figures=figures,
-            events={
-                "sent": len(entries),
-                "acknowledged": sum(entry.state == ACKNOWLEDGED for entry in entries),
-                "refused": sum(entry.state == REFUSED for entry in entries),
-                "unknown": sum(entry.state == UNKNOWN for entry in entries),
-                "requests": tally.requests,
-                "retries": tally.retries,
-                "given up": tally.given_up,
-                "never sent in time": tally.overdue,
-            },
-            errors_by_kind=tally.kinds,
-            generator=limits,
-            notes=self._notes(limits, news, monitor, subscribers),
-            faults=[(fault.text, fault.at_s, fault.for_s) for fault in self.faults],
-            timeline=results.timeline(tally, news),
-            samples=monitor.samples,
-            histograms=histograms,
-            subscribers={
-                "connected": len(subscribers),
-                "frames": sum(each.frames for each in subscribers),
-                "cuts": sum(len(each.cuts) for each in subscribers),
-                "alerts repeated": sum(each.repeated for each in subscribers),
-            },
-        )
+        return Course(timer, monitor, subscribers, loaded_s, drain_s)
 
     def _subscribers(self, timer: Clock) -> list[Subscriber]:
         """One an instructor unless said otherwise; classes take turns."""
@@ -279,54 +216,69 @@ class Run:
                 return
             await trio.sleep(0.1)
 
-    def _notes(
-        self, limits: results.Limits, news: notifications.News | None, monitor: Monitor, subscribers: list[Subscriber]
-    ) -> list[str]:
-        notes = [limits.says]
-        if monitor.metrics_missing:
-            notes.append("/metrics was not to be had: no lag and no commit times")
-        elif (commits := commits_say(monitor.samples)) is not None:
-            notes.append(commits)
+    def _concluded(self, course: Course, held: Accounts, version: str | None, started: str) -> Result:
+        """Judge the promises, and say all that there is to say."""
+        samples, subscribers = course.monitor.samples, course.subscribers
+        loaded_s, drain_s = course.loaded_s, course.drain_s
+        checks = held.checks
+        if drain_s is None:
+            checks = [accounts.undrained(given_up=not self.cut_short), *checks]
+        lost = verification.lost(checks)
+        figures = results.figures(held.tally, held.news, samples, loaded_s=loaded_s, drain_s=drain_s, lost=lost)
+        histograms = results.histograms_of(held.tally, held.news)
+        for promise in self.promises:
+            if promise.rank and promise.figure not in figures:
+                figures[promise.figure] = results.percentile(promise.figure, histograms)
+        judgements = [results.judgement(each) for each in promises.judged(self.promises, figures)]
+        limits = results.limits(held.tally, processes=self.workers, loaded_s=loaded_s)
+        return Result(
+            scenario=self.plan.scenario.name,
+            says=self.plan.scenario.says,
+            started=started,
+            options=self.options,
+            environment=results.environment(self.plan.url, version),
+            interrupted=self.interrupted,
+            ok=not self.interrupted and not lost and all(each.held for each in judgements),
+            judgements=judgements,
+            checks=checks,
+            figures=figures,
+            events=held.events,
+            errors_by_kind=held.tally.kinds,
+            generator=limits,
+            notes=[limits.says, *self._notes(course, held.news)],
+            faults=[(fault.text, fault.at_s, fault.for_s) for fault in self.faults],
+            timeline=results.timeline(held.tally, held.news),
+            samples=samples,
+            histograms=histograms,
+            subscribers={
+                "connected": len(subscribers),
+                "frames": sum(each.frames for each in subscribers),
+                "cuts": sum(len(each.cuts) for each in subscribers),
+                "alerts repeated": sum(each.repeated for each in subscribers),
+            },
+        )
+
+    def _notes(self, course: Course, news: News | None) -> Iterator[str]:
+        """What the figures leave unsaid."""
+        if course.monitor.metrics_missing:
+            yield "/metrics was not to be had: no lag and no commit times"
+        elif (commits := commits_say(course.monitor.samples)) is not None:
+            yield commits
         if self.dsn is None:
-            notes.append("no DSN: rows were not counted, only what the API shows")
-        cuts = sorted({cut for subscriber in subscribers for cut in subscriber.cuts})
+            yield "no DSN: rows were not counted, only what the API shows"
+        cuts = sorted({cut for subscriber in course.subscribers for cut in subscriber.cuts})
         if cuts:
-            notes.append(f"subscribers were cut off: {', '.join(cuts)}")
+            yield f"subscribers were cut off: {', '.join(cuts)}"
         if news is not None and news.excused:
-            notes.append(f"news of {news.excused} events may have come while a subscriber was cut off: not asked for")
+            yield f"news of {news.excused} events may have come while a subscriber was cut off: not asked for"
         slope = any(each.figure == "memory_slope" for each in self.promises)
         if slope and self.plan.scenario.duration_s < 2 * WINDOW_S:
-            notes.append(
+            yield (
                 f"memory_slope is of warm-up here: under {2 * WINDOW_S / 60:.0f} minutes the daemon's window of known "
                 "events still fills"
             )
         if self.plan.closed:
-            notes.append("closed loop: users wait for answers, so times while the daemon stalls are too good")
-        return notes
-
-
-def delivery(news: notifications.News, subscribers: int) -> list[verification.Check]:
-    """What subscribers saw, as checks."""
-    alerts = verification.Check("alerts at every subscriber's socket", news.expected, news.alerts.total)
-    alerts.blame(news.missing_alerts)
-    deltas = verification.Check("shown in every subscriber's view", news.deltas.total, news.deltas.total)
-    deltas.blame(news.missing_deltas)
-    deltas.expected += len(news.missing_deltas)
-    alerts.note = deltas.note = f"{subscribers} subscribers"
-    return [alerts, deltas]
-
-
-def added(ticks: Iterable[list[Tick]]) -> Tick:
-    """One of several workers' several; people at work are those of each one's last."""
-    whole = Tick(Histogram(), 0, 0, 0, 0)
-    for of_worker in ticks:
-        for tick in of_worker:
-            whole.post.merge(tick.post)
-            whole.requests += tick.requests
-            whole.acknowledged += tick.acknowledged
-            whole.errors += tick.errors
-        whole.at_work += of_worker[-1].at_work
-    return whole
+            yield "closed loop: users wait for answers, so times while the daemon stalls are too good"
 
 
 async def reach(plan: Plan) -> str | None:

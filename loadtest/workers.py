@@ -14,6 +14,7 @@ import trio
 
 from loadtest.errors import LoadTestError
 from loadtest.generator import Generator, Tick
+from loadtest.histograms import Histogram
 from loadtest.ledger import Entry, Tally
 from loadtest.plan import Clock, Plan
 from loadtest.processes import ROOT
@@ -199,6 +200,19 @@ def merged(workers: Iterable[Worker]) -> tuple[Tally, list[Entry]]:
         tally.merge(worker.tally)
         entries.extend(worker.entries)
     return tally, entries
+
+
+def added(ticks: Iterable[list[Tick]]) -> Tick:
+    """One of several workers' several; people at work are those of each one's last."""
+    whole = Tick(Histogram(), 0, 0, 0, 0)
+    for of_worker in ticks:
+        for tick in of_worker:
+            whole.post.merge(tick.post)
+            whole.requests += tick.requests
+            whole.acknowledged += tick.acknowledged
+            whole.errors += tick.errors
+        whole.at_work += of_worker[-1].at_work
+    return whole
 
 
 async def _child() -> None:
