@@ -11,16 +11,17 @@ from adapters.asyncio_bridge import Connection, Dsn, to_timestamptz
 from engine.clock import WallClock
 from engine.cohort import NotebookTotals
 from engine.errors import StoreDataError, StoreRefusedError, StoreUnavailableError
-from engine.event import Order, UserKey
-from engine.ids import notebook_uuid
+from engine.event import UserKey
 from engine.measures import Histograms
 from engine.ports import Flush, Retention, StoredOffsets
 from engine.rows import decode_state
 from engine.session import UserState
 from engine.sharding import Shard
 
+from .catalog import NOTEBOOKS, Catalog, notebook_of
 from .identity import Identity, check_identity, read_identity, write_identity
 from .migrations import migrate
+from .offsets import OFFSETS, move_offsets, offsets_of
 from .partitions import DAY_MS, Month, drop_months, make_months, months_around, months_of, tend_default
 from .roles import become_writer
 from .rows import copy_rows
@@ -33,10 +34,6 @@ _DAEMON_LOCK: Final = 0x436C_6173_7370_756C
 # After a kill, the server needs a moment to notice that the lock's owner is gone: seconds, and between two tries.
 _LOCK_PATIENCE_S: Final = 3.0
 _LOCK_POLL_S: Final = 0.2
-# PostgreSQL's `integer`. An event's cell_index may be as high, and its notebook then has one cell more.
-_MAX_INTEGER: Final = 2**31 - 1
-# Classes and notebooks known to be stored; only a saving of statements, so it may be forgotten.
-_MAX_KNOWN: Final = 50_000
 
 
 class PostgresStore:
@@ -73,7 +70,7 @@ class PostgresStore:
         self._reading = trio.Lock()
         self._writing = trio.Lock()
         self._months: set[Month] = set()
-        self._known: set[Any] = set()
+        self._catalog = Catalog()
 
     async def open(self) -> None:
         """See `engine.ports.Store`."""
@@ -92,7 +89,7 @@ class PostgresStore:
             except BaseException:
                 connection.terminate()
                 raise
-            self._known = set()
+            self._catalog.forget()
             self._writer = connection
 
     async def _identify(self, owner: Connection) -> None:
@@ -130,9 +127,7 @@ class PostgresStore:
 
     async def offsets(self, journal_id: UUID) -> StoredOffsets:
         """See `engine.ports.Store`."""
-        rows = await self._fetch("select store, seq from sink_offsets where journal_id = $1", journal_id)
-        seqs = {row[0]: row[1] for row in rows}
-        return StoredOffsets(seqs.pop(self.name, 0), seqs.pop(f"{self.name}.snapshots", 0), seqs)
+        return offsets_of(await self._fetch(OFFSETS, journal_id), self.name)
 
     async def snapshots(self, keys: Iterable[UserKey]) -> list[UserState]:
         """See `engine.ports.Store`."""
@@ -152,13 +147,7 @@ class PostgresStore:
 
     async def notebooks(self) -> list[tuple[str, str, NotebookTotals]]:
         """See `engine.ports.Store`."""
-        rows = await self._fetch(
-            "select class_id, path, highest_cell_index, given_cell_count, given_at_ms, given_by from notebooks"
-        )
-        return [
-            (row[0], row[1], NotebookTotals(row[2], None if row[3] is None else (Order(row[4], row[5]), row[3])))
-            for row in rows
-        ]
+        return [notebook_of(row) for row in await self._fetch(NOTEBOOKS)]
 
     async def _fetch(self, query: str, *args: Any) -> list[Any]:
         async with self._reading:
@@ -171,10 +160,14 @@ class PostgresStore:
         async with self._alone() as connection:
             await self._ensure_months(flush)
             async with connection.transaction():
-                await self._move_offset(connection, flush)
+                await move_offsets(connection, flush, self.name)
                 await copy_rows(connection, flush, self.shard, cells=self._holds_series)
                 await copy_samples(connection, flush.samples)
-                await self._put_states(connection, flush)
+                await self._catalog.put_classes(connection, flush)
+                await put_users(connection, flush.snapshots)
+                await self._catalog.put_notebooks(connection, flush)
+                await put_sessions(connection, flush.snapshots)
+                await put_snapshots(connection, flush)
                 await put_dead_letters(connection, flush)
 
     async def tend(self, now: int, retention: Retention) -> int:
@@ -212,7 +205,7 @@ class PostgresStore:
             try:
                 yield connection
             except StoreDataError:
-                self._known = set()  # what this transaction made known was rolled back
+                self._catalog.forget()  # what this transaction put there was rolled back
                 raise
             except BaseException:
                 connection.terminate()
@@ -234,73 +227,6 @@ class PostgresStore:
                 await make_months(owner, missing)
             self._months |= missing
 
-    async def _move_offset(self, connection: Connection, flush: Flush) -> None:
-        """The rows' offset moves from where we believe it is, or nothing is written."""
-        for name, seq in flush.offsets.items():
-            await _put_other_offset(connection, flush.journal_id, name, seq)
-        tag = await connection.execute(
-            "insert into sink_offsets (journal_id, store, seq) values ($1, $2, $3) on conflict (journal_id, store) "
-            "do update set seq = excluded.seq, updated_at = now() where sink_offsets.seq <= $4",
-            flush.journal_id, self.name, flush.upto, flush.after,
-        )  # fmt: skip
-        if tag != "INSERT 0 1":
-            raise StoreUnavailableError("PostgreSQL: the offset is not where it was; it will be read again")
-        await connection.execute(
-            "insert into sink_offsets (journal_id, store, seq) values ($1, $2, $3) on conflict (journal_id, store) "
-            "do update set seq = excluded.seq, updated_at = now()",
-            flush.journal_id, f"{self.name}.snapshots", flush.snapshot_floor,
-        )  # fmt: skip
-
-    async def _put_states(self, connection: Connection, flush: Flush) -> None:
-        await self._put_classes(connection, flush)
-        await put_users(connection, flush.snapshots)
-        await self._put_notebooks(connection, flush)
-        await put_sessions(connection, flush.snapshots)
-        await put_snapshots(connection, flush)
-
-    async def _put_classes(self, connection: Connection, flush: Flush) -> None:
-        classes = {snapshot.key[0] for snapshot in flush.snapshots} | {class_id for class_id, _, _ in flush.notebooks}
-        if new := sorted(classes - self._known):
-            await connection.execute(
-                "insert into classes (id) select * from unnest($1::text[]) on conflict do nothing", new
-            )
-            self._remember(new)
-
-    async def _put_notebooks(self, connection: Connection, flush: Flush) -> None:
-        totals = {(class_id, path): totals for class_id, path, totals in flush.notebooks}
-        for snapshot in flush.snapshots:
-            for row in snapshot.sessions:
-                key = (snapshot.key[0], row.notebook_path)
-                if row.notebook_path is not None and key not in self._known:
-                    totals.setdefault((snapshot.key[0], row.notebook_path), NotebookTotals())
-        if not totals:
-            return
-        given = [item.given for item in totals.values()]
-        await connection.execute(
-            "insert into notebooks (id, class_id, path, cell_count, highest_cell_index, given_cell_count, given_at_ms, "
-            "given_by) select * from unnest($1::uuid[], $2::text[], $3::text[], $4::int[], $5::int[], $6::int[], "
-            "$7::bigint[], $8::text[]) on conflict (id) do update set cell_count = excluded.cell_count, "
-            "highest_cell_index = excluded.highest_cell_index, given_cell_count = excluded.given_cell_count, "
-            "given_at_ms = excluded.given_at_ms, given_by = excluded.given_by "
-            # Totals only grow; those of a notebook that a session made known say nothing.
-            "where excluded.highest_cell_index >= notebooks.highest_cell_index "
-            "and (excluded.given_at_ms is not null or notebooks.given_at_ms is null)",
-            [notebook_uuid(*key) for key in totals],
-            [class_id for class_id, _ in totals],
-            [path for _, path in totals],
-            [min(item.total_cells, _MAX_INTEGER) for item in totals.values()],
-            [item.highest_index for item in totals.values()],
-            [None if item is None else item[1] for item in given],
-            [None if item is None else item[0].time for item in given],
-            [None if item is None else item[0].event_id for item in given],
-        )
-        self._remember(totals)
-
-    def _remember(self, keys: Iterable[Any]) -> None:
-        if len(self._known) > _MAX_KNOWN:
-            self._known.clear()
-        self._known.update(keys)
-
 
 async def _lock(connection: Connection) -> None:
     """Take the daemon's lock. Raises StoreRefusedError when another daemon has it."""
@@ -311,16 +237,3 @@ async def _lock(connection: Connection) -> None:
     raise StoreRefusedError(
         "the database is in use by another classpulse daemon: stop it, or give this one a database of its own"
     )
-
-
-async def _put_other_offset(connection: Connection, journal_id: UUID, name: str, seq: int | None) -> None:
-    """The offset of a store that cannot keep its own; None: forget it."""
-    if seq is None:
-        # By a function of the owner's: who writes may not delete.
-        await connection.execute("select forget_offset($1, $2)", journal_id, name)
-        return
-    await connection.execute(
-        "insert into sink_offsets (journal_id, store, seq) values ($1, $2, $3) on conflict (journal_id, store) "
-        "do update set seq = excluded.seq, updated_at = now()",
-        journal_id, name, seq,
-    )  # fmt: skip
