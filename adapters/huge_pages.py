@@ -1,9 +1,9 @@
-"""A large heap on huge pages, where Linux gives them to who asks; a small one without what is free in it.
+"""A large heap on huge pages, where Linux gives them to who asks; a small one without what a burst left free in it.
 
 With thousands of live students an event touches memory that was not touched for long, and finding its page costs as
 much as fetching it: with 20,000 of them an event cost a sixth less on huge pages (docs/performance.md). Python's
 allocator does not ask for any, so this asks for what the heap has become, now and then. With hundreds it gains nothing,
-and a huge page keeps what lies between its blocks; there they are given back.
+and a huge page keeps what lies between its blocks; there free pages are given back, where they are many.
 """
 
 import ctypes
@@ -46,7 +46,7 @@ class HugePages:
 
 
 def tend(large: int = _LARGE) -> bool:
-    """Have a heap of ``large`` bytes or more on huge pages, and a smaller one without holes; False: there are none."""
+    """Have a heap of ``large`` bytes or more on huge pages, and a smaller one without many holes; False: there are none."""
     try:
         with _MAPS.open() as maps:
             pages = list(heap_pages(maps))

@@ -42,6 +42,8 @@ before = resident()
 del blocks
 if sys.argv[1] == "told":
     assert give_back_free()
+elif sys.argv[1] == "told of more":
+    assert not give_back_free(24 * 2**20)
 print(before - resident())
 """
 
@@ -87,6 +89,10 @@ def test_freed_blocks_leave_no_holes_in_the_heap():
 def test_what_is_free_within_the_heap_goes_back_when_it_is_told():
     assert int(said(HOLES, "untold")) < 2**20
     assert int(said(HOLES, "told")) > 12 * 2**20  # of 16
+
+
+def test_what_little_is_free_stays_where_it_is():
+    assert int(said(HOLES, "told of more")) < 2**20
 
 
 def test_threads_have_one_heap():
