@@ -46,7 +46,7 @@ class HugePages:
 
 
 def tend(large: int = _LARGE) -> bool:
-    """Have a heap of ``large`` bytes or more on huge pages, and a smaller one without many holes; False: there are none."""
+    """Have a heap of ``large`` bytes or more on huge pages, a smaller one without many holes; False: there are none."""
     try:
         with _MAPS.open() as maps:
             pages = list(heap_pages(maps))
