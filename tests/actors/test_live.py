@@ -1,5 +1,7 @@
 """From the edge to live state: router, session actors, watermark, retirement."""
 
+import sys
+
 import pytest
 import trio
 
@@ -7,6 +9,7 @@ from actors import router as router_module
 from actors import states as states_module
 from actors.session import SessionActor
 from engine.errors import UnavailableError
+from engine.event import Commit
 from engine.session import UserState
 from tests.actors.world import RETIRE_MS, Watcher, bare, folded, until
 from tests.adapters.events import NOW, event, run
@@ -49,6 +52,16 @@ async def test_events_become_the_state_of_their_student(autojump_clock, world):
     assert bare(world.state()) == folded(*mine)
     assert world.state("bob").executions == 1
     assert world.state("ann", "other").executions == 1
+
+
+async def test_of_a_commit_that_is_applied_nothing_is_kept(autojump_clock, world):
+    """Let go late, its events are freed when the processor's cache holds others (docs/performance.md)."""
+    once = run()
+    world.journal.last_seq += 1
+    await world.router.commit(Commit(world.journal.last_seq, NOW, [once]))
+    await trio.testing.wait_all_tasks_blocked()
+    assert world.state().executions == 1
+    assert sys.getrefcount(once) == 2  # ours, and the call's
 
 
 async def test_a_repeat_is_not_applied(autojump_clock, world):

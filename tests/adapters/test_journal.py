@@ -71,6 +71,16 @@ def file_of(tmp_path):
     return tmp_path / "journal.sqlite"
 
 
+async def test_of_a_commit_that_is_told_nothing_is_kept(start):
+    """Let go late, its events are freed when the processor's cache holds others (docs/performance.md)."""
+    once = event()
+    journal = start()
+    await kept(journal, once)
+    journal.sink.commits.clear()
+    await trio.testing.wait_all_tasks_blocked()
+    assert sys.getrefcount(once) == 2  # ours, and the call's
+
+
 async def test_reopened_it_goes_on_where_it_was(start):
     journal = start()
     await kept(journal, event(event_id="x"), event(event_id="y"))
