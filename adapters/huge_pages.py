@@ -1,9 +1,9 @@
-"""A large heap on huge pages, where Linux gives them to who asks; a small one without what a burst left free in it.
+"""A large heap on huge pages, where Linux gives them to who asks.
 
 With thousands of live students an event touches memory that was not touched for long, and finding its page costs as
 much as fetching it: with 20,000 of them an event cost a sixth less on huge pages (docs/performance.md). Python's
 allocator does not ask for any, so this asks for what the heap has become, now and then. With hundreds it gains nothing,
-and a huge page keeps what lies between its blocks; there free pages are given back, where they are many.
+and a huge page keeps what lies between its blocks.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ import structlog
 import trio
 
 from .c_library import c_library
-from .glibc_heap import give_back_free
+from .glibc_heap import free_bytes
 
 HUGE_PAGE: Final = 2 * 1024 * 1024  # bytes, on x86-64 and on arm64 with pages of 4 KiB
 # "Collapse this into a huge page, now" (madvise(2), since Linux 6.1).
@@ -46,16 +46,17 @@ class HugePages:
 
 
 def tend(large: int = _LARGE) -> bool:
-    """Have a heap of ``large`` bytes or more on huge pages, a smaller one without many holes; False: there are none."""
+    """Have a heap of which ``large`` bytes or more are in use on huge pages; False: there are none on this system."""
     try:
         with _MAPS.open() as maps:
             pages = list(heap_pages(maps))
     except OSError:
         return False
-    if len(pages) * HUGE_PAGE >= large:
-        return collapse(pages)
-    give_back_free()
-    return True
+    span = len(pages) * HUGE_PAGE
+    # A heap that was large is as long as before, with little in it.
+    if span < large or span - free_bytes() < large:
+        return True
+    return collapse(pages)
 
 
 def collapse(pages: Iterable[int]) -> bool:

@@ -7,7 +7,7 @@ megabyte in nine minutes (docs/performance.md).
 
 from array import array
 from collections import deque
-from mmap import mmap
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import Final
 
 _BLOCK: Final = 65_536  # numbers; of 512 KiB those pages are taken that were written to
@@ -27,13 +27,14 @@ class MappedQueue:
         return self._length
 
     def extend(self, numbers: "array[int]") -> None:
-        """Put these behind the others."""
+        """Put these, an array of type ``Q``, behind the others. Raises OSError when no memory can be mapped."""
+        assert numbers.typecode == "Q", numbers.typecode
         added = 0
         while added < len(numbers):
             place = (self._first + self._length) % _BLOCK
-            if not place:  # the last block is full, or there is none
-                self._blocks.append(memoryview(mmap(-1, 8 * _BLOCK)).cast("Q"))
             some = numbers[added : added + _BLOCK - place]
+            if not place:  # the last block is full, or there is none
+                self._blocks.append(memoryview(mmap(-1, 8 * _BLOCK, MAP_PRIVATE | MAP_ANONYMOUS)).cast("Q"))
             self._blocks[-1][place : place + len(some)] = some
             self._length += len(some)
             added += len(some)

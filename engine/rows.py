@@ -15,14 +15,15 @@ from engine.session import KEPT_SESSIONS, Session, UserState
 Identity: TypeAlias = tuple[UUID, int]
 
 _encode_into: Final = msgspec.msgpack.Encoder().encode_into
-_buffer: Final = bytearray()  # of the event loop's thread; as large as the largest state so far
+_buffer: Final = bytearray()  # of one thread: see `encode_state`
 decode_state = msgspec.msgpack.Decoder(UserState).decode
 
 
 def encode_state(state: UserState) -> bytes:
     """A state as stores keep it.
 
-    By way of a buffer, as actors keep the bytes too: what `encode` returns has room for up to half as much again.
+    By way of a buffer, as actors keep the bytes too: what `encode` returns has room for up to half as much again. There
+    is one buffer for all, so only the event loop's thread may call this.
     """
     _encode_into(state, _buffer)
     return bytes(_buffer)

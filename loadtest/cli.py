@@ -18,11 +18,12 @@ import trio
 
 from loadtest import capacity, comparison, durations, faults, local, promises, report, scenarios, shapes, target
 from loadtest import result as results
-from loadtest.display import Display, display, text
+from loadtest.display import display, text
 from loadtest.errors import InterruptedSearchError, LoadTestError, UsageError
 from loadtest.local import Servers
 from loadtest.options import DEFAULT_URL, MOST_WORKERS, parser
 from loadtest.plan import Plan
+from loadtest.progress import Display
 from loadtest.runner import Run, new_run
 from loadtest.scenarios import Scenario
 

@@ -2,45 +2,20 @@
 
 import sys
 from collections import deque
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Protocol, Self, TextIO
+from typing import Final, Self, TextIO
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from loadtest.durations import written
-from loadtest.generator import Tick
-from loadtest.histograms import Histogram
-from loadtest.monitor import Monitor
+from loadtest.progress import Progress
 from loadtest.result import SHOWN, Result, figure_text
 
 # Seconds between two lines where nobody watches a table.
 LINE_EVERY_S: Final = 5
 ROWS: Final = 12
-
-
-@dataclass
-class Progress:
-    """How it goes."""
-
-    offset_s: float
-    duration_s: float
-    passed_s: float  # since the news before
-    tick: Tick
-    alerts: Histogram
-    monitor: Monitor
-
-
-class Display(Protocol):
-    """Who shows how it goes."""
-
-    def say(self, text: str) -> None:
-        """A step of the run."""
-
-    def tick(self, news: Progress) -> None:
-        """Once a second, while it is loaded."""
 
 
 class PlainDisplay:
@@ -60,11 +35,11 @@ class PlainDisplay:
         """End."""
 
     def say(self, text: str) -> None:
-        """See `Display`."""
+        """See `progress.Display`."""
         print(text, file=self._out, flush=True)
 
     def tick(self, news: Progress) -> None:
-        """See `Display`."""
+        """See `progress.Display`."""
         self._ticks += 1
         if self._ticks % LINE_EVERY_S == 0:
             cells = zip(COLUMNS, _cells(news), strict=True)
@@ -92,12 +67,12 @@ class LiveDisplay:
         self._live.stop()
 
     def say(self, text: str) -> None:
-        """See `Display`."""
+        """See `progress.Display`."""
         self._title = text
         self._console.print(text, highlight=False)
 
     def tick(self, news: Progress) -> None:
-        """See `Display`."""
+        """See `progress.Display`."""
         self._rows.append(_cells(news))
         table = Table(title=self._title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
         for name in COLUMNS:

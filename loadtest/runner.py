@@ -16,7 +16,6 @@ from loadtest import accounts, promises, verification
 from loadtest import faults as fault_plans
 from loadtest import result as results
 from loadtest.accounts import Accounts
-from loadtest.display import Display, Progress
 from loadtest.errors import LoadTestError, TransportError
 from loadtest.faults import Fault
 from loadtest.generator import Tick
@@ -25,6 +24,7 @@ from loadtest.local import Servers
 from loadtest.monitor import Monitor, commits_say
 from loadtest.notifications import News
 from loadtest.plan import Clock, Plan, clock
+from loadtest.progress import Display, Progress
 from loadtest.promises import Promise
 from loadtest.result import Result
 from loadtest.subscribers import Subscriber
@@ -84,9 +84,9 @@ class Run:
         try:
             with stretched_limits():
                 course = await self._play(workers)
-            self.display.say("comparing with what was acknowledged")
-            held = await accounts.settle(plan, workers, course.subscribers, course.timer, dsn=self.dsn)
-            return self._concluded(course, held, version, started)
+                self.display.say("comparing with what was acknowledged")
+                books = await accounts.settle(plan, workers, course.subscribers, course.timer, dsn=self.dsn)
+            return self._concluded(course, books, version, started)
         finally:
             for worker in workers:
                 if isinstance(worker, ChildWorker):
@@ -216,21 +216,21 @@ class Run:
                 return
             await trio.sleep(0.1)
 
-    def _concluded(self, course: Course, held: Accounts, version: str | None, started: str) -> Result:
+    def _concluded(self, course: Course, books: Accounts, version: str | None, started: str) -> Result:
         """Judge the promises, and say all that there is to say."""
         samples, subscribers = course.monitor.samples, course.subscribers
         loaded_s, drain_s = course.loaded_s, course.drain_s
-        checks = held.checks
+        checks = books.checks
         if drain_s is None:
             checks = [accounts.undrained(given_up=not self.cut_short), *checks]
         lost = verification.lost(checks)
-        figures = results.figures(held.tally, held.news, samples, loaded_s=loaded_s, drain_s=drain_s, lost=lost)
-        histograms = results.histograms_of(held.tally, held.news)
+        figures = results.figures(books.tally, books.news, samples, loaded_s=loaded_s, drain_s=drain_s, lost=lost)
+        histograms = results.histograms_of(books.tally, books.news)
         for promise in self.promises:
             if promise.rank and promise.figure not in figures:
                 figures[promise.figure] = results.percentile(promise.figure, histograms)
         judgements = [results.judgement(each) for each in promises.judged(self.promises, figures)]
-        limits = results.limits(held.tally, processes=self.workers, loaded_s=loaded_s)
+        limits = results.limits(books.tally, processes=self.workers, loaded_s=loaded_s)
         return Result(
             scenario=self.plan.scenario.name,
             says=self.plan.scenario.says,
@@ -242,12 +242,12 @@ class Run:
             judgements=judgements,
             checks=checks,
             figures=figures,
-            events=held.events,
-            errors_by_kind=held.tally.kinds,
+            events=books.events,
+            errors_by_kind=books.tally.kinds,
             generator=limits,
-            notes=[limits.says, *self._notes(course, held.news)],
+            notes=[limits.says, *self._notes(course, books.news)],
             faults=[(fault.text, fault.at_s, fault.for_s) for fault in self.faults],
-            timeline=results.timeline(held.tally, held.news),
+            timeline=results.timeline(books.tally, books.news),
             samples=samples,
             histograms=histograms,
             subscribers={

@@ -16,7 +16,7 @@ from actors.supervisor import supervise
 from actors.writer import StoreWriter
 from adapters.asyncio_bridge import open_loop
 from adapters.embedded import EmbeddedPostgres
-from adapters.glibc_heap import keep_small
+from adapters.glibc_heap import FreePages, keep_small
 from adapters.huge_pages import HugePages
 from adapters.journal import SqliteJournal
 from adapters.lock import DirectoryLock
@@ -155,6 +155,7 @@ class App:
             background.start_soon(supervise, "upkeep", parts.upkeep.run)
             background.start_soon(supervise, "replicas", parts.databases.run)
             background.start_soon(supervise, "huge pages", HugePages().run)
+            background.start_soon(supervise, "free pages", FreePages().run)
             if announcing is not None:
                 background.start_soon(supervise, "bus", announcing.bus.run)
                 background.start_soon(supervise, "publisher", announcing.publisher.run)

@@ -24,7 +24,13 @@ GROW = """
 import sys, time
 from pathlib import Path
 from adapters.huge_pages import tend
-held = [(str(number), number + 10**6) for number in range(400_000)]
+if sys.argv[2] == "small blocks":
+    held = [(str(number), number + 10**6) for number in range(400_000)]
+else:
+    held = [b"1" * 8000 for _ in range(8000)]
+    last = bytes(1000)  # the heap stays as long as it was
+    if sys.argv[2] == "freed":
+        del held
 began, worked = time.perf_counter(), time.process_time()
 print(tend(int(sys.argv[1])))
 print((time.process_time() - worked) / (time.perf_counter() - began))
@@ -40,9 +46,9 @@ def test_whole_pages_of_the_heap_alone():
     assert all(page % HUGE_PAGE == 0 for page in heap_pages(MAPS.splitlines()))
 
 
-def grown(large):
+def grown(large, of="small blocks"):
     """The share of its time in which a process with a heap of 60 MB worked on it, and bytes of it on huge pages then."""
-    done = subprocess.run([sys.executable, "-c", GROW, str(large)], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", GROW, str(large), of], capture_output=True, text=True, check=True)
     supported, share, *rollup = done.stdout.splitlines()
     assert supported == "True"
     (huge,) = [int(line.split()[1]) for line in rollup if line.startswith("AnonHugePages:")]
@@ -55,6 +61,15 @@ def test_a_heap_that_has_grown_is_on_huge_pages_after_a_while_of_little_work():
     share, huge = grown(16 * HUGE_PAGE)
     assert share < 0.3  # of the time: whoever asks for memory waits while a page is moved
     assert huge >= 8 * HUGE_PAGE  # some 60 MB were made
+
+
+def test_a_heap_that_was_large_does_not_go_there():
+    if not Path("/sys/kernel/mm/transparent_hugepage").exists():
+        unable("this kernel has no transparent huge pages")
+    _, huge = grown(16 * HUGE_PAGE, "large blocks")
+    assert huge >= 8 * HUGE_PAGE
+    _, huge = grown(16 * HUGE_PAGE, "freed")
+    assert huge < HUGE_PAGE
 
 
 def test_a_small_heap_stays_on_small_pages():
