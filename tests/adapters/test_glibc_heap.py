@@ -3,10 +3,12 @@
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import trio
 
-from adapters.glibc_heap import give_back_free, keep_small
+from adapters.glibc_heap import FreePages, give_back_free, keep_small
 from tests.unable import unable
 
 # glibc learns by the first block that is freed; the others have small ones behind them that stay.
@@ -114,3 +116,9 @@ def test_where_there_is_no_such_call_it_says_so(monkeypatch):
     monkeypatch.setattr("adapters.glibc_heap.c_library", object)
     assert not keep_small()
     assert give_back_free() is None
+
+
+async def test_where_the_system_does_not_say_what_is_free_nobody_looks_again(monkeypatch):
+    monkeypatch.setattr("adapters.glibc_heap._SMAPS", Path("/nowhere/smaps"))
+    with trio.fail_after(10):
+        await FreePages().run()
