@@ -30,6 +30,8 @@ HEARTBEAT_S: Final = 20.0
 # Seconds for the closing handshake at shutdown.
 _CLOSE_S: Final = 1.0
 _HANDSHAKE_S: Final = 10.0
+_VERSION: Final = b"13"
+_OF_HANDSHAKE: Final = (b"host", b"upgrade", b"connection", b"sec-websocket-")
 
 _encode: Final = msgspec.json.Encoder().encode
 _convert: Final = msgspec.convert
@@ -80,11 +82,12 @@ class StreamEndpoint:
     async def serve(self, request: Request, rest: bytes, stream: trio.SocketStream) -> None:
         """One subscriber, from the parsed upgrade request on; ``rest`` came in the same segment.
 
-        Raises Refusal for a page of another origin: browsers let any page open a WebSocket anywhere.
+        Raises Refusal for a page of another origin: browsers let any page open a WebSocket anywhere; and for what is
+        no handshake of RFC 6455.
         """
         if not self._allows_origin(request):
             raise Refusal(403, "foreign_origin", "pages of this origin may not listen; see http.cors_origins")
-        replay = _ReplayStream(stream, _head(request), rest)
+        replay = _ReplayStream(stream, _handshake(request), rest)
         try:
             async with trio.open_nursery() as nursery:
                 await self._serve(nursery, replay)
@@ -242,10 +245,20 @@ async def _close(socket: WebSocketConnection, reason: CloseReason, text: str) ->
         await socket.aclose(code=reason.value, reason=text)
 
 
-def _head(request: Request) -> bytes:
-    """The request's head again, from its parsed parts."""
-    lines = [b"%b %b HTTP/1.1" % (request.method, request.target)]
-    lines += [b"%b: %b" % header for header in request.headers]
+def _handshake(request: Request) -> bytes:
+    """The head of an opening handshake (RFC 6455 section 4.1) again, with the headers that are about it.
+
+    Raises Refusal, in our own words, for what wsproto would refuse without any, or not expect at all.
+    """
+    headers = [header for header in request.headers if header[0].lower().startswith(_OF_HANDSHAKE)]
+    if not all(value.isascii() for _, value in headers):
+        raise Refusal(400, "bad_upgrade", "a header of the handshake holds bytes that are not ASCII")
+    if request.header(b"sec-websocket-version") != _VERSION:
+        ours = b"sec-websocket-version: %b\r\n" % _VERSION
+        raise Refusal(426, "upgrade_required", "Sec-WebSocket-Version must be 13 (RFC 6455)", ours)
+    if not request.header(b"sec-websocket-key"):
+        raise Refusal(400, "bad_upgrade", "Sec-WebSocket-Key is missing (RFC 6455)")
+    lines = [b"GET %b HTTP/1.1" % request.target, *(b"%b: %b" % header for header in headers)]
     return b"\r\n".join(lines) + b"\r\n\r\n"
 
 

@@ -218,7 +218,10 @@ class HttpServer:
             return answer(204, headers=b"allow: GET, HEAD, POST, OPTIONS\r\n", keep_alive=request.keep_alive)
         if request.path == STREAM_PATH:
             headers = b"upgrade: websocket\r\nconnection: upgrade\r\n"
-            return error(426, "upgrade_required", "this is a WebSocket", headers=headers, keep_alive=request.keep_alive)
+            return error(
+                426, "upgrade_required", "this is a WebSocket", headers=headers, keep_alive=request.keep_alive,
+                with_body=request.method != b"HEAD",
+            )  # fmt: skip
         try:
             return await self._bridge(request, (request.client, 0), self._server)
         except Exception:

@@ -1,23 +1,35 @@
 """A few connections to one database, for reads."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
 import trio
 
 from adapters.asyncio_bridge import Connection, Dsn
+from engine.errors import StoreUnavailableError
 from engine.measures import Histograms
 
 from .roles import fetch_as_student
 
 # Queries of one database at once; further ones wait. A page of sessions takes a millisecond, a long series a few 100.
 _SIZE: Final = 4
+# Seconds until a query is given up. A term of a large class takes a few.
+PATIENCE_S: Final = 30.0
 # Compiling costs more than these queries do, and a plan that suits one class's hour does not suit another's year.
 # Rows lie in the order of their time, and hardly one is looked up alone: at the default price of a page out of turn (4,
 # a disk that seeks) the server read a whole month in place of its last day, 340 ms in place of 52, where the month was
 # long enough.
 _SETUP: Final = "set jit = off; set plan_cache_mode = force_custom_plan; set random_page_cost = 1.1"
+
+
+@contextmanager
+def patience() -> Iterator[None]:
+    """A limit of time to a query, its wait for a connection and for its turn included. Raises StoreUnavailableError."""
+    with trio.move_on_after(PATIENCE_S) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise StoreUnavailableError(f"PostgreSQL: the query took longer than {PATIENCE_S:.0f} s: ask for less")
 
 
 class Pool:

@@ -7,7 +7,7 @@ from adapters.asyncio_bridge import from_timestamptz, to_timestamptz
 from engine.ids import notebook_uuid, user_uuid
 from engine.ports import ClassSession, SessionRow
 
-from .pool import Pool
+from .pool import Pool, patience
 from .replicas import ReadPool
 
 # What `_session` reads, in its order.
@@ -46,7 +46,7 @@ class PostgresQueries:
         self, class_id: str, since: int, limit: int, before: tuple[int, UUID] | None
     ) -> list[ClassSession]:
         """See `engine.ports.SessionQueries`."""
-        rows = await self._reads.fetch(
+        rows = await self._fetch(
             f"select {_SESSION}, u.username, u.display_name from learning_sessions s "  # noqa: S608
             "join users u on u.id = s.user_id left join notebooks n on n.id = s.notebook_id "
             "where s.class_id = $1 and s.started_at >= $2 "
@@ -62,9 +62,14 @@ class PostgresQueries:
 
     async def _fetch_of(self, user_id: str, query: str, *args: Any) -> list[Any]:
         """What one student is shown."""
-        if self._students is not None:
+        if self._students is None:
+            return await self._fetch(query, *args)
+        with patience():
             return await self._students.fetch_as_student(user_id, query, *args)
-        return await self._reads.fetch(query, *args)
+
+    async def _fetch(self, query: str, *args: Any) -> list[Any]:
+        with patience():
+            return await self._reads.fetch(query, *args)
 
     @property
     def connections(self) -> int:

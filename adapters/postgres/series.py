@@ -7,17 +7,16 @@ from typing import Any, Final, NamedTuple
 import trio
 
 from adapters.asyncio_bridge import Connection, from_timestamptz, to_timestamptz
-from engine.errors import ClasspulseError, StoreUnavailableError
+from engine.errors import ClasspulseError
 from engine.ids import notebook_uuid
 from engine.series import MAX_RUN_MS, Activity, By, CellWork, Errors, Window, notebook_summary, too_many_groups
 
+from .pool import patience
 from .replicas import ReadPool
 from .sums import EXECUTED, FAILED, SUMS, unsummed
 
 # A summary asks for two things at once; more would take the server's cores from the writer.
 _CONNECTIONS: Final = 2
-# Seconds until a query is given up. A term of a large class takes a few.
-_PATIENCE_S: Final = 30.0
 
 _TIMED: Final = f"execution_duration_ms < {MAX_RUN_MS}"
 _IN_WINDOW: Final = "class_id = $1 and event_timestamp >= $2 and event_timestamp < $3"
@@ -161,10 +160,9 @@ class PostgresSeries:
         return await self._read(lambda connection: connection.fetch(query, *args))
 
     async def _read(self, work: Callable[[Connection], Awaitable[list[Any]]]) -> list[Any]:
-        async with self._turn:
-            with trio.move_on_after(_PATIENCE_S):
+        with patience():
+            async with self._turn:
                 return await self._reads.read(work)
-        raise StoreUnavailableError(f"PostgreSQL: the query took longer than {_PATIENCE_S:.0f} s: ask for less")
 
 
 async def _runs(connection: Connection, class_id: str, path: str) -> list[Any]:

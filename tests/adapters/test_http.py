@@ -575,7 +575,7 @@ async def test_other_methods_are_told_which_there_are(edge, method):
 
 async def test_the_answer_to_head_has_no_body(edge):
     async with edge.connect() as connection:
-        for path, status in (("/livez", 200), ("/nowhere", 404), (EVENTS, 405)):
+        for path, status in (("/livez", 200), ("/nowhere", 404), (EVENTS, 405), ("/api/v1/stream", 426)):
             await connection.send(request_bytes("HEAD", path, host=f"127.0.0.1:{edge.port}"))
             head = (await connection._until(b"\r\n\r\n")).decode()
             assert head.startswith(f"HTTP/1.1 {status} ")

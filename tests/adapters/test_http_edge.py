@@ -89,6 +89,34 @@ async def test_the_stream_without_an_upgrade_is_426(edge):
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "status"),
+    [
+        (b"Version: 13", b"Version: 8", 426),
+        (b"Sec-WebSocket-Version: 13\r\n", b"", 426),
+        (b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n", b"", 400),
+        (b"Version: 13\r\n", b"Version: 13\r\nSec-WebSocket-Protocol: classpulse.v1, cl\xc3\xa9\r\n", 400),
+        (b"Version: 13\r\n", b"Version: 13\r\nSec-WebSocket-Extensions: \xe9\r\n", 400),
+        (b"Version: 13\r\n", b"Version: 13\r\nConnection: \xe9\r\n", 400),
+        (b"Version: 13\r\n", b"Version: 13\r\nUpgrade: \xe9\r\n", 400),
+    ],
+    ids=repr,
+)
+async def test_what_is_no_handshake_is_told_why(edge, caplog, old, new, status):
+    assert old in upgrade(edge)
+    answer = await edge.raw(upgrade(edge).replace(old, new))
+    assert_error(answer, status, {400: "bad_upgrade", 426: "upgrade_required"}[status])
+    assert answer.header("sec-websocket-version") == ("13" if status == 426 else None)
+    assert not caplog.records
+
+
+async def test_what_has_nothing_to_do_with_the_handshake_does_not_hinder_it(edge):
+    cookie = b"Cookie: name=\xe9\r\nSec-WebSocket-Version"
+    async with edge.connect() as connection:
+        await connection.send(upgrade(edge).replace(b"Sec-WebSocket-Version", cookie))
+        assert (await connection._until(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+
+
+@pytest.mark.parametrize(
     "user", ["a\nb", "a/b", "/", "a/sessions", "%2F", "ünï", "\u200b", "a?b#c", "..", "__proto__", "\0"]
 )
 async def test_user_ids_of_any_characters(edge, user):

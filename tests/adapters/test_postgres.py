@@ -16,11 +16,13 @@ from adapters.postgres.partitions import PARTITIONED, make_months
 from adapters.postgres.probe import migrate_database
 from adapters.postgres.queries import PostgresQueries
 from adapters.postgres.replicas import ReadPool
+from adapters.postgres.series import PostgresSeries
 from adapters.postgres.store import PostgresStore
 from engine.cohort import NotebookTotals
 from engine.errors import StoreDataError, StoreMisconfiguredError, StoreRefusedError, StoreUnavailableError
 from engine.event import Order
 from engine.ports import DeadLetter, Retention, Sample, StoredOffsets
+from engine.series import Window
 from tests.adapters.events import DAY, NOW, event, run
 from tests.adapters.flushes import Feed, Student, make_store, opened
 from tests.e2e.postgres_server import Database, free_port
@@ -336,6 +338,40 @@ async def test_a_server_that_is_away_is_unavailable(loop):
         with pytest.raises(StoreUnavailableError) as away:
             await call()
         assert "s3cret" not in str(away.value)
+
+
+async def test_a_query_that_waits_for_long_is_given_up_and_so_is_one_that_waits_for_its_turn(
+    loop, database, store, monkeypatch
+):
+    monkeypatch.setattr("adapters.postgres.pool.PATIENCE_S", 0.3)
+    async with opened(store):
+        reads = ReadPool(lambda: database.dsn)
+        sessions, series = PostgresQueries(reads), PostgresSeries(reads)
+        window = Window(NOW, NOW + 60_000, 60_000)
+        locking = await Connection.connect(database.dsn)
+        asked = (
+            *[lambda: series.activity("default", window, "none")] * 5,
+            lambda: sessions.user_sessions("ann", "default", None, 10, None),
+            lambda: sessions.class_sessions("default", 0, 10, None),
+        )
+        told = []
+
+        async def ask(call):
+            with pytest.raises(StoreUnavailableError, match="longer than"):
+                await call()
+            told.append(call)
+
+        try:
+            async with locking.transaction():
+                await locking.execute("lock table learning_sessions, cell_executions in access exclusive mode")
+                with trio.fail_after(10):
+                    async with trio.open_nursery() as nursery:
+                        for call in asked:
+                            nursery.start_soon(ask, call)
+        finally:
+            await locking.close()
+            await reads.close()
+        assert len(told) == len(asked)
 
 
 async def test_while_nobody_knows_where_it_is_it_is_unavailable(loop):
