@@ -101,9 +101,9 @@ class Answer(msgspec.Struct):
     def _headroom(self, asked: Probe) -> str:
         if not asked.held:
             return f"  at the {asked.students} students asked for: not carried; broke {asked.broke_first}"
-        spare = self.carries / asked.students
+        spare = f"{'at least ' if self.breaks is None else ''}x {self.carries / asked.students:.1f}"
         return (
-            f"  at the {asked.students} students asked for: headroom x {spare:.1f} in students; "
+            f"  at the {asked.students} students asked for: headroom {spare} in students; "
             f"the nearest promise is at {asked.strain:.0%} of its bound; {asked.state}"
         )
 

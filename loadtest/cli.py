@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from math import ceil
 from pathlib import Path
 from types import FrameType
@@ -21,11 +22,12 @@ from loadtest import result as results
 from loadtest.display import display, text
 from loadtest.errors import InterruptedSearchError, LoadTestError, UsageError
 from loadtest.local import Servers
-from loadtest.options import DEFAULT_URL, MOST_WORKERS, parser
+from loadtest.options import DEFAULT_URL, MOST_SUBSCRIBERS, MOST_WORKERS, parser
 from loadtest.plan import Plan
 from loadtest.progress import Display
 from loadtest.runner import Run, new_run
 from loadtest.scenarios import Scenario
+from loadtest.shapes import Shape
 
 HELD, BROKEN, USAGE = 0, 1, 2
 # httpx costs some 1 ms of CPU a request; above this rate a core is not enough for it and the daemon's neighbours.
@@ -71,7 +73,7 @@ def _told(group: BaseExceptionGroup[BaseException]) -> int:
         if isinstance(error, BaseExceptionGroup):
             found += error.exceptions
         else:
-            print(f"loadtest: {error or 'ended before there was a result'}", file=sys.stderr)
+            print(f"loadtest: {str(error) or 'ended before there was a result'}", file=sys.stderr)
     return BROKEN
 
 
@@ -87,12 +89,10 @@ def _play(arguments: argparse.Namespace) -> int:
         run = _run(arguments, scenario_name, scenario, found, servers, shown=shown)
         run.faults = planned
         result = trio.run(run.play, strict_exception_groups=True)
-    print(text(result))
-    if arguments.json:
-        results.write(arguments.json, result)
-    if arguments.html:
-        arguments.html.write_text(report.html(result), encoding="utf-8")
-    return HELD if result.ok else BROKEN
+    written = _written(arguments.json, results.packed(result))
+    written &= _written(arguments.html, report.html(result).encode() if arguments.html else b"")
+    _print(text(result))
+    return HELD if result.ok and written else BROKEN
 
 
 def _capacity(arguments: argparse.Namespace) -> int:
@@ -100,10 +100,14 @@ def _capacity(arguments: argparse.Namespace) -> int:
         raise UsageError("capacity takes no file and no fault")
     if arguments.html:
         raise UsageError("capacity writes no HTML")
+    if arguments.duration is not None or arguments.shape is not None or arguments.speed != 1:
+        raise UsageError("capacity takes no --duration, --shape or --speed: --step is how long it tries each size")
+    if arguments.rate is not None and arguments.students is None:
+        raise UsageError("capacity: --rate is of so many students: say --students too")
     base = scenarios.BUILT_IN["classroom-200"]
     step_s = durations.seconds(arguments.step)
-    base = replace(base, shape=shapes.parse(f"ramp:{step_s / 3}s hold:{step_s * 2 / 3}s"))
-    promised = promises.parse(arguments.slo) if arguments.slo else scenarios.PROMISED
+    base = replace(base, shape=Shape(((0.0, 0.0), (step_s / 3, 1.0), (step_s, 1.0))))
+    promised = scenarios.PROMISED if arguments.slo is None else promises.parse(arguments.slo)
     _check_outputs(arguments)
     asked = arguments.students
     if asked is not None and asked > arguments.most:
@@ -122,7 +126,9 @@ def _capacity(arguments: argparse.Namespace) -> int:
             )
             run = _run(arguments, "classroom-200", scenario, found, servers, shown=shown)
             result = await run.play()
-            if result.interrupted:
+            if result.capped:
+                shown.say(f"{students} students: more than --max-events {arguments.max_events} in one try")
+            if result.interrupted or result.capped:
                 raise InterruptedSearchError
             found_here = capacity.probe_of(students, result)
             shown.say(f"{students} students: {'held' if found_here.held else f'broke {found_here.broke_first}'}")
@@ -132,17 +138,18 @@ def _capacity(arguments: argparse.Namespace) -> int:
             capacity.search, capacity.confirmed(probe), first=min(50, arguments.most), most=arguments.most, asked=asked
         )
         answer = trio.run(search, strict_exception_groups=True)
-    print(answer.text())
-    if arguments.json:
-        arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(answer), indent=1) + b"\n")
-    return HELD if answer.ok else BROKEN
+    written = _written(arguments.json, msgspec.json.format(msgspec.json.encode(answer), indent=1) + b"\n")
+    _print(answer.text())
+    return HELD if answer.ok and written else BROKEN
 
 
 def _compare(arguments: argparse.Namespace) -> int:
     if len(arguments.files) != 2:
         raise UsageError("compare: expected two files")
+    if arguments.json or arguments.html:
+        raise UsageError("compare writes no file")
     before, after = (results.read(path) for path in arguments.files)
-    print(comparison.table(before, after))
+    _print(comparison.table(before, after))
     return BROKEN if comparison.broke(before, after) else HELD
 
 
@@ -154,6 +161,8 @@ def _scenario_name(arguments: argparse.Namespace) -> str:
     if arguments.scenario == "replay":
         if len(files) != 1:
             raise UsageError("replay: expected one file")
+        if arguments.rate is not None:
+            raise UsageError("replay keeps the distances of the recording: --speed changes them, --rate cannot")
         return f"replay:{files[0].resolve()}"
     if files:
         raise UsageError(f"what is {files[0]}? Only replay and compare take files")
@@ -168,8 +177,8 @@ def _tuned(arguments: argparse.Namespace, scenario: Scenario) -> Scenario:
         classes=1 if arguments.class_id else arguments.classes,
         instructors=arguments.instructors,
         events_per_s=arguments.rate,
-        duration_s=durations.seconds(arguments.duration) if arguments.duration else None,
-        shape=shapes.parse(arguments.shape) if arguments.shape else None,
+        duration_s=None if arguments.duration is None else durations.seconds(arguments.duration),
+        shape=None if arguments.shape is None else shapes.parse(arguments.shape),
         promised=promises.parse(arguments.slo) if arguments.slo is not None else None,
     )
 
@@ -181,16 +190,53 @@ def _faults(arguments: argparse.Namespace, scenario: Scenario) -> list[faults.Fa
     for fault in planned:
         if fault.at_s + fault.for_s > scenario.duration_s:
             raise UsageError(f"fault {fault.text} is not over when the load ends, at {scenario.duration_s:g} s")
+    planned.sort(key=lambda fault: fault.at_s)
+    for fault, after in pairwise(planned):
+        if after.at_s < fault.at_s + fault.for_s:
+            raise UsageError(f"fault {after.text} begins before {fault.text} is over: one at a time")
     return planned
 
 
 def _check_outputs(arguments: argparse.Namespace) -> None:
     """Before the run and not after it: a result that cannot be written is a run in vain."""
     for path in (arguments.json, arguments.html):
-        if path is not None and not path.resolve().parent.is_dir():
-            raise UsageError(f"{path}: no such directory")
+        if path is None:
+            continue
+        try:
+            if not path.resolve().parent.is_dir():
+                raise UsageError(f"{path}: no such directory")
+            if path.is_dir():
+                raise UsageError(f"{path}: is a directory")
+        except OSError as error:
+            raise UsageError(f"{path}: {error.strerror}") from error
+        if not os.access(path if path.exists() else path.resolve().parent, os.W_OK):
+            raise UsageError(f"{path}: may not be written")
     if arguments.workers > MOST_WORKERS:
         raise UsageError(f"--workers: at most {MOST_WORKERS}")
+    if (arguments.subscribers or 0) > MOST_SUBSCRIBERS:
+        raise UsageError(f"--subscribers: at most {MOST_SUBSCRIBERS}")
+
+
+def _written(path: Path | None, content: bytes) -> bool:
+    """Whether it is there, or nobody asked for it. Before anything is printed: a pipe may have ended."""
+    if path is None:
+        return True
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        print(f"loadtest: {path}: {error.strerror}", file=sys.stderr)
+        return False
+    return True
+
+
+def _print(text: str) -> None:
+    """To stdout; the exit code stays what it is when nobody reads it."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            print(f"loadtest: stdout: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
 
 
 @contextlib.contextmanager
@@ -199,13 +245,18 @@ def _servers(arguments: argparse.Namespace) -> Any:
     key = None
     if arguments.key_file is not None:
         try:
-            key = arguments.key_file.read_text(encoding="utf-8").strip()
+            key = arguments.key_file.read_text(encoding="ascii").strip()
         except OSError as error:
             raise UsageError(f"{arguments.key_file}: {error.strerror}") from error
+        except UnicodeDecodeError:
+            key = ""
+        if not key.isprintable() or not key or " " in key:
+            raise UsageError(f"{arguments.key_file}: holds no access key: expected one line of ASCII")
     if not arguments.local:
-        yield target.allowed(arguments.target or DEFAULT_URL, arguments.i_own_this_host, key), None
+        url = DEFAULT_URL if arguments.target is None else arguments.target
+        yield target.allowed(url, arguments.i_own_this_host, key), None
         return
-    if arguments.target or arguments.dsn:
+    if arguments.target is not None or arguments.dsn:
         raise UsageError("--local starts its own servers: no --target and no --dsn beside it")
     print("starting PostgreSQL and the daemon", file=sys.stderr)
     with local.running() as servers:

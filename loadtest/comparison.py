@@ -11,9 +11,9 @@ _MORE_IS_BETTER = ("rate",)
 def broke(before: Result, after: Result) -> list[str]:
     """Promises that held before and do not hold after, and accounts that did."""
     held = {each.promise for each in before.judgements if each.held}
-    whole = {check.name for check in before.checks if check.held}
+    faulty = {check.name for check in before.checks if not check.held}  # some are there only when they fail
     found = [each.promise for each in after.judgements if not each.held and each.promise in held]
-    return found + [check.name for check in after.checks if not check.held and check.name in whole]
+    return found + [check.name for check in after.checks if not check.held and check.name not in faulty]
 
 
 def table(before: Result, after: Result) -> str:
@@ -48,10 +48,8 @@ def change(name: str, old: float | None, new: float | None) -> str:
         return "not measured in both"
     if old == new:
         return "same"
-    if not old:
-        return "from nothing"
+    words = "better" if (new > old) == (name in _MORE_IS_BETTER) else "worse"
+    if old <= 0 or new < 0:  # a slope's sign, or nothing: no ratio says anything
+        return f"from nothing, {words}" if not old else words
     ratio = new / old
-    if abs(ratio - 1) < SAME:
-        return f"x {ratio:.2f}, about the same"
-    better = (ratio > 1) == (name in _MORE_IS_BETTER)
-    return f"x {ratio:.2f}, {'better' if better else 'worse'}"
+    return f"x {ratio:.2f}, {'about the same' if abs(ratio - 1) < SAME else words}"

@@ -8,6 +8,7 @@ from typing import Final, Self, TextIO
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from loadtest.durations import written
 from loadtest.progress import Progress
@@ -69,12 +70,12 @@ class LiveDisplay:
     def say(self, text: str) -> None:
         """See `progress.Display`."""
         self._title = text
-        self._console.print(text, highlight=False)
+        self._console.print(text, highlight=False, markup=False)
 
     def tick(self, news: Progress) -> None:
         """See `progress.Display`."""
         self._rows.append(_cells(news))
-        table = Table(title=self._title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+        table = Table(title=Text(self._title), title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
         for name in COLUMNS:
             # The last word of two is said by the unit, and 80 columns are few.
             table.add_column(name.split()[0] if name in LONG else name, justify="right", no_wrap=True)

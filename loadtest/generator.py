@@ -30,6 +30,9 @@ from loadtest.users import Get, Post, Steps, VirtualUser
 RETRY_AFTER_S: Final = (0.5, 1.0, 2.0)
 # How often this process looks how late it wakes, in seconds.
 PULSE_S: Final = 0.02
+# Steps without a wait in a row that count as due when time is up: who never waits has no end of them.
+_MOST_AT_ONCE: Final = 100
+_SESSIONS: Final = ("sessionId", "session_id")
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -123,7 +126,10 @@ class Generator:
             await trio.sleep(max(0.0, due - self._clock.offset_s))  # it may be over while we look at the clock
             late = self._clock.offset_s - due
             self.tally.behind.record(late)
-            due += max(0.0, late // PULSE_S) * PULSE_S
+            while late >= PULSE_S:  # each look that was due meanwhile came late too
+                due += PULSE_S
+                late -= PULSE_S
+                self.tally.behind.record(late)
 
     async def _play(self, user: VirtualUser, transport: Transport, begin_s: float, end_s: float) -> None:
         line = transport.line()
@@ -135,10 +141,11 @@ class Generator:
         try:
             for wait_s, action in steps:
                 due += wait_s
-                if due > end_s:
+                if due > end_s or (not wait_s and self._clock.offset_s > end_s):
                     break
                 await self._sleep_until(due)
                 if len(self.entries) >= self._most_events:
+                    self.tally.capped += 1
                     break
                 if self._plan.closed:
                     due = self._clock.offset_s
@@ -146,7 +153,7 @@ class Generator:
                     await hand.perform(action, due)
                 except trio.Cancelled:
                     if not self._scope.cancel_called:  # an interrupted run tells what was, not what was cut off
-                        self._overdue(hand, due, steps, end_s)
+                        self._overdue(hand, (due, action), steps, end_s)
                     raise
                 if self._plan.closed:
                     due = self._clock.offset_s
@@ -155,17 +162,24 @@ class Generator:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
                 await line.aclose()
 
-    def _overdue(self, hand: "_Hand", due: float, steps: Steps, end_s: float) -> None:
+    def _overdue(self, hand: "_Hand", step: tuple[float, Post | Get], steps: Steps, end_s: float) -> None:
         """Time is up for the step in hand and all that are due behind it: each waited at least until now."""
+        due, action = step
         counted = hand.counted
-        while due <= end_s:
-            self.tally.overdue += 1
+        at_once = 0
+        while True:
             self.tally.given_up += 1
             if not counted:
                 self.failed(due, "never answered")
-            self.timed(due, self.tally.second(due).post)
+            second = self.tally.second(due)
+            self.timed(due, second.query if isinstance(action, Get) else second.post)
             counted = False
-            due += inf if self._plan.closed else next((wait_s for wait_s, _ in steps), inf)
+            wait_s, action = (inf, action) if self._plan.closed else next(steps, (inf, action))
+            at_once = 0 if wait_s else at_once + 1
+            due += wait_s
+            if due > end_s or at_once > _MOST_AT_ONCE:
+                return
+            self.tally.overdue += 1
 
     async def _sleep_until(self, offset_s: float) -> None:
         left = offset_s - self._clock.offset_s
@@ -208,7 +222,7 @@ class Generator:
             post.execution,
             post.failed,
             post.alert,
-            str(post.fields.get("sessionId", "")),
+            next((str(post.fields[key]) for key in _SESSIONS if post.fields.get(key) is not None), ""),
         )
 
 
@@ -256,7 +270,7 @@ class _Hand:
         body = _encode([{"eventId": entry.event_id, "eventTime": f"{when[:-6]}Z", **post.fields}])
         doubtful = False  # an attempt of which nobody knows what became of it
         for pause_s in (*RETRY_AFTER_S, None):
-            fault, again = await self._attempt(body)
+            fault, again, unknown = await self._attempt(body)
             if fault is None:
                 if not self.counted:
                     of.succeeded(due)
@@ -265,7 +279,7 @@ class _Hand:
             if not self.counted:
                 of.failed(due, fault)
                 self.counted = True
-            doubtful = doubtful or (again and fault != "HTTP 503")
+            doubtful = doubtful or unknown
             entry.state = UNKNOWN if doubtful else REFUSED
             if not again or pause_s is None:
                 of.tally.given_up += 1
@@ -274,16 +288,17 @@ class _Hand:
             await trio.sleep(pause_s)
         of.timed(due, of.tally.second(due).post)
 
-    async def _attempt(self, body: bytes) -> tuple[str | None, bool]:
-        """What went wrong, or None; and whether the client would send again."""
+    async def _attempt(self, body: bytes) -> tuple[str | None, bool, bool]:
+        """What went wrong, or None; whether the client would send again; and whether the event may have been taken."""
         try:
             answer = await self._line.post(EVENTS, body)
         except TransportError as error:
-            return str(error), True
+            return str(error), True, True
         if answer.status != 202:
-            return f"HTTP {answer.status}", answer.status >= 500
+            failed = answer.status >= 500
+            return f"HTTP {answer.status}", failed, failed and answer.status != 503
         try:
             receipt = _receipt(answer.body)
         except msgspec.DecodeError:
-            return "202 without a receipt", False
-        return (None, False) if receipt.accepted + receipt.duplicates == 1 else ("rejected", False)
+            return "202 without a receipt", False, True
+        return (None, False, False) if receipt.accepted + receipt.duplicates == 1 else ("rejected", False, False)

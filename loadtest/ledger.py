@@ -45,6 +45,7 @@ class Tally(msgspec.Struct):
     retries: int = 0
     given_up: int = 0  # requests that were never answered 2xx
     overdue: int = 0  # of those: due, and not sent when time was up
+    capped: int = 0  # users who stopped because so many events as a run may have were sent
     kinds: dict[str, int] = {}  # what went wrong, how often
     behind: Histogram = msgspec.field(default_factory=Histogram)  # how late this process wakes: its own limit
     cpu_s: float = 0.0
@@ -72,6 +73,6 @@ class Tally(msgspec.Struct):
             mine.query.merge(theirs.query)
         for kind, times in other.kinds.items():
             self.kinds[kind] = self.kinds.get(kind, 0) + times
-        for field in ("requests", "errors", "retries", "given_up", "overdue", "cpu_s"):
+        for field in ("requests", "errors", "retries", "given_up", "overdue", "capped", "cpu_s"):
             setattr(self, field, getattr(self, field) + getattr(other, field))
         self.behind.merge(other.behind)

@@ -26,8 +26,10 @@ class News(msgspec.Struct):
     by_second: dict[int, Histogram] = {}  # both, by when the event was due
     expected: int = 0  # alerts, over all subscribers
     excused: int = 0  # events whose news may have come while a subscriber was cut off
+    unseen: int = 0  # events that no frame told of, over all subscribers
     missing_alerts: list[str] = []  # event ids, each once
     missing_deltas: list[str] = []
+    doubled_alerts: list[str] = []  # of events whose alert came under two ids
 
     @property
     def all(self) -> Histogram:
@@ -56,12 +58,20 @@ def reckon(
     news = News()
     missing_alerts: dict[str, None] = {}
     missing_deltas: dict[str, None] = {}
+    doubled: dict[str, None] = {}
     for subscriber in subscribers:
         own = {user: found for user, found in events.items() if classes[user] == subscriber.class_id}
         _alerts(news, subscriber, own, clock, missing_alerts)
         _deltas(news, subscriber, own, clock, missing_deltas)
+        doubled |= {
+            entry.event_id: None
+            for user, entries in own.items()
+            for entry in entries
+            if (user, entry.alert, entry.at_ms) in subscriber.doubled
+        }
     news.missing_alerts = list(missing_alerts)
     news.missing_deltas = list(missing_deltas)
+    news.doubled_alerts = list(doubled)
     return news
 
 
@@ -102,6 +112,7 @@ def _deltas(
     for user, number in told.items():
         for entry in events[user][number:]:
             if _listened(subscriber, entry, clock):
+                news.unseen += 1
                 missing[entry.event_id] = None
 
 

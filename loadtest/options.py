@@ -11,6 +11,7 @@ DEFAULT_URL: Final = "http://127.0.0.1:8765"
 # Length of one run of a capacity search, in seconds; a third of it is the ramp.
 PROBE_S: Final = 20.0
 MOST_WORKERS: Final = 64
+MOST_SUBSCRIBERS: Final = 2000
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,14 +66,18 @@ def _fault_help() -> str:
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
+    return _whole(text, 1)
 
 
 def _natural(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError("must be at least 0")
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from None
+    if number < least:
+        raise argparse.ArgumentTypeError(f"must be at least {least}")
     return number

@@ -11,7 +11,7 @@ from loadtest.errors import UsageError
 # What is measured, beside the percentiles: the figure's name, its unit, what it says.
 FIGURES: Final = {
     "errors": ("%", "share of requests that were not answered 2xx at the first attempt"),
-    "lost": ("", "acknowledged events that are missing somewhere"),
+    "lost": ("", "acknowledged events that are missing somewhere, and places that could not be asked"),
     "lag_max": ("", "most events that waited for PostgreSQL"),
     "drain": ("s", "from the end of the load until everything was stored"),
     # Both over 10 minutes and without the first half of the load, which is warm-up.
@@ -128,6 +128,8 @@ def _parse_one(text: str) -> Promise:
         raise UsageError(f"promise: expected something like p99<100ms, got {text.strip()!r}")
     figure, relation, number, unit = found[1], found[2], found[3], found[4]
     if rank_of(figure) is not None or FIGURES.get(figure, ("",))[0] == "s":
+        if not unit and float(number or 0):
+            raise UsageError(f"promise: {text.strip()!r} has no unit: write {figure}{relation}{number}ms, or s")
         bound = durations.seconds(number + unit)
     elif figure in FIGURES:
         wanted = FIGURES[figure][0]

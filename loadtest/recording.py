@@ -8,8 +8,11 @@ client that sent again) is left out, because the player has retries of its own.
 import json
 from dataclasses import dataclass
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any, Final
+
+import msgspec
 
 from loadtest.errors import UsageError
 from loadtest.scenarios import Scenario
@@ -19,6 +22,7 @@ from loadtest.users import Person, Post, Steps, VirtualUser
 IDS: Final = ("eventId", "event_id", "id")
 USERS: Final = ("emailAddress", "userId", "user_id")
 TYPES: Final = ("eventType", "event_type", "event")
+_encode: Final = msgspec.json.Encoder().encode
 # What the player sets itself.
 _REPLACED: Final = (*IDS, *USERS, "eventTime", "timestamp", "event_timestamp", "time", "class_id", "classId")
 
@@ -36,7 +40,7 @@ def read(path: Path) -> list[Recorded]:
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         events = [event for line in lines if line.get("method") == "POST" for event in _events(line)]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, OverflowError, RecursionError) as error:
         raise UsageError(f"{path}: not a recording: {error}") from error
     seen: set[str] = set()
     kept: list[Recorded] = []
@@ -54,11 +58,15 @@ def read(path: Path) -> list[Recorded]:
 def _events(line: dict[str, Any]) -> list[Recorded]:
     try:
         body = json.loads(line["body"] or "null")
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     events = body if isinstance(body, list) else [body]
     known = [event for event in events if isinstance(event, dict) and _has(event, USERS) and _has(event, TYPES)]
-    return [Recorded(line["t_ms"] / 1000, event) for event in known]
+    at_s = line["t_ms"] / 1000
+    if not isfinite(at_s):
+        raise ValueError(f"t_ms: expected milliseconds, got {line['t_ms']}")
+    _encode(known)  # what cannot be sent is found here: a lone surrogate is no UTF-8
+    return [Recorded(at_s, event) for event in known]
 
 
 def _has(event: dict[str, Any], keys: tuple[str, ...]) -> bool:

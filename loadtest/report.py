@@ -18,7 +18,7 @@ _TILES: Final = (
     ("p99", "API answers, p99"),
     ("notify_p99", "news at a socket, p99"),
     ("errors", "requests failed at first"),
-    ("lost", "acknowledged and missing"),
+    ("lost", "faults in the accounts"),
     ("drain", "until all was stored"),
 )
 

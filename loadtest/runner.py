@@ -3,7 +3,7 @@
 import resource
 import secrets
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -41,6 +41,8 @@ NEWS_WITHIN_S: Final = 10.0
 WINDOW_S: Final = 600.0
 # Beside `Plan.grace_s`: for what a worker has to tell.
 ACCOUNT_WITHIN_S: Final = 30.0
+# Open files beside the connections of people and subscribers: pipes, databases, the answers' own lines.
+SOME_FILES: Final = 64
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,44 @@ class Run:
     options: dict[str, Any] = field(default_factory=dict)
     interrupted: bool = False
     cut_short: bool = False  # interrupted while it waited for the stores
+    _stop: Callable[[], None] | None = None  # what a first signal does now; None: it ends the run
 
     async def play(self) -> Result:
-        """The whole run. LoadTestError when it cannot begin."""
+        """The whole run. LoadTestError when it cannot begin, KeyboardInterrupt when it was ended without a result."""
+        result: Result | None = None
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._listen, nursery.cancel_scope)
+            result = await self._played()
+            nursery.cancel_scope.cancel()
+        if result is None:
+            raise KeyboardInterrupt
+        return result
+
+    async def _listen(self, whole: trio.CancelScope, *, task_status: trio.TaskStatus[None]) -> None:
+        """The first Ctrl-C or SIGTERM stops what is under way and keeps what was measured; the second ends the run."""
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            task_status.started()
+            async for _ in signals:
+                if self.interrupted or self._stop is None:
+                    whole.cancel()
+                else:
+                    self.interrupted = True
+                    self._stop()
+
+    @contextmanager
+    def _stopping_by(self, stop: Callable[[], None]) -> Iterator[None]:
+        """What a first signal does within the block."""
+        self._stop = stop
+        try:
+            yield
+        finally:
+            self._stop = None
+
+    async def _played(self) -> Result:
         plan = self.plan
         version = await reach(plan)
+        if self.dsn:
+            await verification.can_ask(self.dsn)
         started = results.now_text()
         workers: list[Worker] = (
             [OwnWorker(plan)]
@@ -82,10 +117,14 @@ class Run:
             else [ChildWorker(plan, share, self.workers) for share in range(self.workers)]
         )
         try:
-            with stretched_limits():
+            with stretched_limits(self._files):
                 course = await self._play(workers)
                 self.display.say("comparing with what was acknowledged")
-                books = await accounts.settle(plan, workers, course.subscribers, course.timer, dsn=self.dsn)
+                books = accounts.gathered(plan, workers, course.subscribers, course.timer)
+                with trio.CancelScope() as comparing, self._stopping_by(comparing.cancel):
+                    await accounts.compare(books, plan, dsn=self.dsn)
+                if comparing.cancelled_caught:
+                    books.checks.insert(0, accounts.not_compared())
             return self._concluded(course, books, version, started)
         finally:
             for worker in workers:
@@ -110,7 +149,11 @@ class Run:
                     await subscriber.ready.wait()
             if waiting.cancelled_caught:
                 background.cancel_scope.cancel()
-                raise LoadTestError(f"not all subscribers had their snapshot within {SUBSCRIBED_WITHIN_S:.0f} s")
+                why = ", ".join(sorted({cut for subscriber in subscribers for cut in subscriber.cuts}))
+                raise LoadTestError(
+                    f"not all subscribers had their snapshot within {SUBSCRIBED_WITHIN_S:.0f} s"
+                    + (f": {why}" * bool(why))
+                )
             # The workers' clock begins only now, when everybody listens.
             timer = clock(BEGIN_S)
             monitor.restart(timer)
@@ -119,11 +162,18 @@ class Run:
             self.display.say(f"{scenario.name}: {scenario.says}")
             loaded_s = await self._load(workers, timer, monitor, subscribers)
             self.display.say("waiting until everything is stored and told")
-            with self._interruptible():
+            with trio.CancelScope() as waiting, self._stopping_by(waiting.cancel):
                 drain_s = await verification.drained(plan.target, self.drain_s)
                 await self._quiet(subscribers, timer)
+            self.cut_short = waiting.cancelled_caught
             background.cancel_scope.cancel()
         return Course(timer, monitor, subscribers, loaded_s, drain_s)
+
+    @property
+    def _files(self) -> int:
+        """How many this process must be able to have open: a connection for each person of its own, and some more."""
+        streams = self.plan.scenario.instructors if self.subscribers is None else self.subscribers
+        return SOME_FILES + streams + (self.plan.people if self.workers == 1 else 0)
 
     def _subscribers(self, timer: Clock) -> list[Subscriber]:
         """One an instructor unless said otherwise; classes take turns."""
@@ -164,47 +214,24 @@ class Run:
                 self.display.tick(Progress(now, duration_s, now - shown_at, news, alerts, monitor))
                 shown_at = now
 
-        async def interrupt() -> None:
-            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-                async for _ in signals:
-                    if self.interrupted:
-                        raise KeyboardInterrupt
-                    self.interrupted = True
-                    self.display.say("interrupted: stopping the load. Once more ends it without a result")
-                    for worker in workers:
-                        worker.stop()
+        def stop() -> None:
+            self.display.say("interrupted: stopping the load. Once more ends it without a result")
+            for worker in workers:
+                worker.stop()
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(show)
-            nursery.start_soon(interrupt)
             if self.faults:
                 assert self.servers is not None
                 nursery.start_soon(fault_plans.play, self.faults, self.servers, timer)
-            with trio.fail_after(BEGIN_S + duration_s + self.plan.grace_s + ACCOUNT_WITHIN_S):
+            within_s = BEGIN_S + duration_s + self.plan.grace_s + ACCOUNT_WITHIN_S
+            with self._stopping_by(stop), trio.fail_after(within_s):
                 async with trio.open_nursery() as loading:
                     for number, worker in enumerate(workers):
                         loading.start_soon(worker.run, timer, partial(told, number))
             loaded_s = min(timer.offset_s, duration_s)
             nursery.cancel_scope.cancel()
         return max(loaded_s, 0.001)
-
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """An interrupt while waiting for the end keeps what was measured, as the load itself is done."""
-        before = signal.getsignal(signal.SIGINT)
-        scope = trio.CancelScope()
-        token = trio.lowlevel.current_trio_token()
-
-        def cut_short(*_: object) -> None:
-            self.interrupted = self.cut_short = True
-            token.run_sync_soon(scope.cancel)
-
-        signal.signal(signal.SIGINT, cut_short)
-        try:
-            with scope:
-                yield
-        finally:
-            signal.signal(signal.SIGINT, before)
 
     async def _quiet(self, subscribers: list[Subscriber], timer: Clock) -> None:
         """Wait until no news came for a while."""
@@ -238,14 +265,15 @@ class Run:
             options=self.options,
             environment=results.environment(self.plan.url, version),
             interrupted=self.interrupted,
-            ok=not self.interrupted and not lost and all(each.held for each in judgements),
+            capped=bool(books.tally.capped),
+            ok=not (self.interrupted or lost or books.tally.capped) and all(each.held for each in judgements),
             judgements=judgements,
             checks=checks,
             figures=figures,
             events=books.events,
             errors_by_kind=books.tally.kinds,
             generator=limits,
-            notes=[limits.says, *self._notes(course, books.news)],
+            notes=[limits.says, *self._notes(course, books.news, capped=bool(books.tally.capped))],
             faults=[(fault.text, fault.at_s, fault.for_s) for fault in self.faults],
             timeline=results.timeline(books.tally, books.news),
             samples=samples,
@@ -258,12 +286,14 @@ class Run:
             },
         )
 
-    def _notes(self, course: Course, news: News | None) -> Iterator[str]:
+    def _notes(self, course: Course, news: News | None, *, capped: bool) -> Iterator[str]:
         """What the figures leave unsaid."""
         if course.monitor.metrics_missing:
             yield "/metrics was not to be had: no lag and no commit times"
         elif (commits := commits_say(course.monitor.samples)) is not None:
             yield commits
+        if capped:
+            yield f"the load ended at {self.plan.most_events:,} events: say --max-events for more"
         if self.dsn is None:
             yield "no DSN: rows were not counted, only what the API shows"
         cuts = sorted({cut for subscriber in course.subscribers for cut in subscriber.cuts})
@@ -307,9 +337,11 @@ def new_run() -> str:
 
 
 @contextmanager
-def stretched_limits() -> Iterator[None]:
-    """As many open files as we may have: each student has a connection."""
+def stretched_limits(needed: int = 0) -> Iterator[None]:
+    """As many open files as we may have: each student has a connection. LoadTestError when that is too few."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY != hard < needed:
+        raise LoadTestError(f"{needed} open files are needed, and this system allows {hard} (ulimit -Hn)")
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         yield

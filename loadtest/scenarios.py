@@ -5,6 +5,8 @@ A scenario of one's own is a Python file that binds `SCENARIO` to a `Scenario`.
 
 import random
 import runpy
+import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,7 +57,11 @@ class Scenario:
 
     def checked(self) -> "Scenario":
         """Itself, when it is within bounds; else UsageError."""
+        weights = [weight for _, weight in self.mix]
         faults = {
+            "mix: at least one kind of student, no weight under 0, not all 0": min(weights, default=-1)
+            >= 0
+            < sum(weights),
             f"students: 1 to {MOST_PEOPLE}": 1 <= self.students <= MOST_PEOPLE,
             "classes: 1 to the number of students": 1 <= self.classes <= self.students,
             "instructors: 0 to 2000": 0 <= self.instructors <= 2000,
@@ -163,12 +169,24 @@ def find(name: str, speed: float = 1.0) -> Scenario:
 
 
 def _from_file(path: Path) -> Scenario:
+    if (beside := str(path.resolve().parent)) not in sys.path:
+        sys.path.insert(0, beside)  # as for a program: it may import its neighbours
     try:
         found = runpy.run_path(str(path)).get("SCENARIO")
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
+        raise UsageError(f"{path}: {error.strerror or error}") from error
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f", line {lines[-1]}" if lines else ""
+        raise UsageError(f"{path}{where}: {type(error).__name__}: {error}") from error
     if not isinstance(found, Scenario):
         raise UsageError(f"{path}: binds no SCENARIO to a loadtest.scenarios.Scenario")
+    if not isinstance(found.shape, Shape):
+        raise UsageError(f"{path}: shape: expected shapes.parse(…), got {found.shape!r}")
+    if not isinstance(found.promises, tuple) or not all(isinstance(each, Promise) for each in found.promises):
+        raise UsageError(f"{path}: promises: expected promises.parse(…), got {found.promises!r}")
+    if not all(isinstance(each, tuple) and len(each) == 2 and callable(each[0]) for each in found.mix):
+        raise UsageError(f"{path}: mix: expected pairs of a class and its weight, such as ((Student, 1.0),)")
     return found
 
 
@@ -193,7 +211,7 @@ def tuned(
         students=size,
         classes=classes or min(scenario.classes, size),
         instructors=scenario.instructors if instructors is None else instructors,
-        events_per_s=events_per_s or scenario.events_per_s * size / scenario.students,
+        events_per_s=scenario.events_per_s * size / scenario.students if events_per_s is None else events_per_s,
         shape=chosen,
         promises=scenario.promises if promised is None else promised,
     ).checked()

@@ -40,6 +40,7 @@ class _Changes(msgspec.Struct, gc=False):
 
 class _Frame(msgspec.Struct, gc=False):
     type: str
+    message: str = ""  # of an error
     alerts: list[_Alert] = []
     changes: _Changes | None = None
     state: _Changes | None = None
@@ -51,6 +52,7 @@ _decode: Final = msgspec.json.Decoder(_Frame).decode
 class _Told(NamedTuple):
     """What a frame tells: alerts by id, kind, student and time, and each student's latest event. Times in ms."""
 
+    fault: str | None
     snapshot: bool
     alerts: list[tuple[str, str, str, int]]
     users: list[tuple[str, int]]
@@ -62,6 +64,7 @@ def _read(text: bytes) -> _Told:
     frame = _decode(text)
     patches = frame.changes or frame.state
     return _Told(
+        frame.message if frame.type == "error" else None,
         frame.type == "snapshot",
         [(alert.id, alert.alert, alert.user_id, _milliseconds(alert.at)) for alert in frame.alerts],
         [
@@ -89,6 +92,7 @@ class Subscriber:
         self.seen_offset_s: array[float] = array("d")
         self.alerts: dict[tuple[int, str, int], float] = {}  # by (user, kind, event's time in ms): when it came first
         self.repeated = 0  # alerts that came again
+        self.doubled: set[tuple[int, str, int]] = set()  # those that came under another id too
         self.frames = 0
         self.cuts: list[str] = []
         self.spans: list[list[float]] = []  # when it was subscribed: [since, until]
@@ -134,11 +138,15 @@ class Subscriber:
                     self._take(_read(message), now)
         except (OSError, trio.BrokenResourceError) as error:
             raise TransportError("closed with 1006") from error
+        except msgspec.DecodeError as error:
+            raise TransportError("was sent what is no frame") from error
         finally:
             with trio.CancelScope(shield=True):  # at once: it says no good-bye
                 await stream.aclose()
 
     def _take(self, told: _Told, now: float) -> None:
+        if told.fault is not None:
+            raise TransportError(told.fault)
         self.frames += 1
         if told.snapshot:
             if not self._subscribed:
@@ -162,5 +170,7 @@ class Subscriber:
             self.repeated += 1
             return
         self._ids.add(alert_id)
+        if alert in self.alerts:
+            self.doubled.add(alert)
         self.alerts.setdefault(alert, now)
         self.recent.record(now - self._clock.offset_of(alert[2]))

@@ -55,11 +55,11 @@ class Target:
 
 def allowed(url: str, owned: str | None, key: str | None = None) -> Target:
     """The target; UsageError unless it is loopback or the host that its owner named."""
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         port_fits = parts.port is None or 0 < parts.port < 65536
     except ValueError:
-        port_fits = False
+        raise UsageError(f"target: expected http://host:port, got {url!r}") from None
     if parts.scheme not in {"http", "https"} or not parts.hostname or not port_fits or parts.path not in {"", "/"}:
         raise UsageError(f"target: expected http://host:port, got {url!r}")
     if parts.username is not None or parts.query or parts.fragment:

@@ -3,6 +3,7 @@
 Both keep connections open, and one line is one person: a line sends one request at a time.
 """
 
+import select
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -178,12 +179,11 @@ class _LeanLine:
     async def _exchange(self, request: bytes) -> Answer:
         try:
             with trio.fail_after(PATIENCE_S):
-                answer = None
-                if self._stream is not None:
-                    answer = await self._on_kept(self._stream, request)
-                if answer is None:
+                if self._stream is not None and _has_ended(self._stream):
+                    await self.aclose()  # while it was idle: that is not the daemon's fault
+                if self._stream is None:
                     self._stream = await self._connect()
-                    answer = await self._once(self._stream, request)
+                answer = await self._once(self._stream, request)
         except (OSError, trio.BrokenResourceError, trio.TooSlowError, httptools.HttpParserError) as error:
             await self.aclose()
             raise TransportError(_short(error)) from error
@@ -193,16 +193,6 @@ class _LeanLine:
         if answer is None:
             await self.aclose()
             raise TransportError("cut off")
-        return answer
-
-    async def _on_kept(self, stream: trio.abc.Stream, request: bytes) -> Answer | None:
-        """None when the connection had ended while it was idle: then it is not the daemon's fault, as for browsers."""
-        try:
-            answer = await self._once(stream, request)
-        except trio.BrokenResourceError:  # of a reset; after half an answer too: the id makes a repeat harmless
-            answer = None
-        if answer is None:
-            await self.aclose()
         return answer
 
     async def _connect(self) -> trio.abc.Stream:
@@ -229,6 +219,14 @@ class _LeanLine:
         if not reader.keep:
             await self.aclose()
         return Answer(reader.parser.get_status_code(), reader.body)
+
+
+def _has_ended(stream: trio.abc.Stream) -> bool:
+    """Whether the peer of an idle connection has closed it: there is nothing else that it could have said."""
+    socket = stream.transport_stream.socket if isinstance(stream, trio.SSLStream) else stream.socket  # type: ignore[attr-defined]
+    look = select.poll()
+    look.register(socket.fileno(), select.POLLIN)
+    return bool(look.poll(0))
 
 
 def _short(error: BaseException) -> str:

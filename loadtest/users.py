@@ -13,9 +13,13 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from typing import Any, ClassVar, Final, TypeAlias, TypeVar, overload
+
+from loadtest.errors import UsageError
 
 U = TypeVar("U", bound="VirtualUser")
+# Tasks in a row that yield no step: then there is none to come.
+_MOST_EMPTY: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +59,18 @@ Steps: TypeAlias = Iterator[Step]
 Task: TypeAlias = Callable[[Any], Steps]
 
 
-def task(weight: float) -> Callable[[Callable[[U], Steps]], Callable[[U], Steps]]:
-    """Mark a method as a task; of all tasks one is drawn by weight, again and again."""
+@overload
+def task(weight: float) -> Callable[[Callable[[U], Steps]], Callable[[U], Steps]]: ...
+@overload
+def task(weight: Callable[[U], Steps]) -> Callable[[U], Steps]: ...
+def task(weight: Any) -> Any:
+    """Mark a method as a task, `@task(3)` or `@task` (weight 1); of all one is drawn by weight, again and again."""
 
     def mark(method: Callable[[U], Steps]) -> Callable[[U], Steps]:
-        method.__dict__["weight"] = weight
+        method.__dict__["weight"] = 1.0 if callable(weight) else weight
         return method
 
-    return mark
+    return mark(weight) if callable(weight) else mark
 
 
 class VirtualUser:
@@ -87,14 +95,22 @@ class VirtualUser:
         self.offset_s = 0.0  # when the last step was due, since the run's begin
         self._asides: list[tuple[float, int, Action]] = []  # a heap: when it is due, in which order it was made, what
         self._made = 0
+        self._given = 0  # steps
 
     def steps(self, begin_s: float = 0.0) -> Steps:
-        """All steps from `begin_s` after the run's begin, without end."""
+        """All steps from `begin_s` after the run's begin, without end. UsageError when there are none."""
+        if not self.tasks:
+            raise UsageError(f"{type(self).__name__} has no task: mark a method with @task")
         self.offset_s = begin_s
         yield from self._counted(self.begin())
+        empty = 0
         while True:
             (chosen,) = self.random.choices(self.tasks, self.weights)
+            before = self._given
             yield from self._counted(chosen(self))
+            empty = empty + 1 if self._given == before else 0
+            if empty > _MOST_EMPTY:
+                raise UsageError(f"{type(self).__name__}: its tasks yield no step")
 
     def _counted(self, steps: Steps) -> Steps:
         """The steps, with what was put off until `later` between them."""
@@ -108,6 +124,7 @@ class VirtualUser:
     def _step(self, due_s: float, action: Action) -> Step:
         wait_s = max(0.0, due_s - self.offset_s)
         self.offset_s += wait_s
+        self._given += 1
         return wait_s, action
 
     def later(self, offset_s: float, action: Action) -> None:

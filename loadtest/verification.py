@@ -2,7 +2,7 @@
 
 Each place is asked: rows by SQL (with a DSN), sessions and the live state through the API, and what subscribers saw.
 Events of which nobody knows whether they were taken (an answer that never came) may be there or not, but once at
-most; refused ones must not be there.
+most; refused ones must not be there, nor any that this run did not send where the classes are its own.
 """
 
 from collections import Counter, defaultdict
@@ -15,7 +15,7 @@ import msgspec
 import trio
 import trio_asyncio
 
-from loadtest.errors import TransportError
+from loadtest.errors import LoadTestError, TransportError
 from loadtest.ledger import ACKNOWLEDGED, REFUSED, Entry
 from loadtest.target import Target
 from loadtest.transports import LeanTransport, Line
@@ -25,6 +25,9 @@ from loadtest.users import Person
 _ASKERS: Final = 16
 _PAGE: Final = 100
 _SQL_S: Final = 60.0
+# For all questions to the API together: a daemon that does not answer any more is not asked for hours.
+_API_S: Final = 300.0
+STORED: Final = "stored, by SQL"
 # Event ids that are told in full, for each check.
 TOLD: Final = 20
 DRAIN_POLL_S: Final = 0.1
@@ -86,30 +89,51 @@ async def _lag(line: Line) -> int | None:
     return lag
 
 
-async def by_sql(dsn: str, entries: Collection[Entry], classes: Collection[str]) -> list[Check]:
-    """Rows: one for each acknowledged event, at most one for a doubtful one, none for a refused one."""
-    name = "stored, by SQL"
+async def can_ask(dsn: str) -> None:
+    """Find out before a run what would be found out after it; LoadTestError when rows cannot be asked for."""
     try:
-        with trio.fail_after(_SQL_S):
-            rows = await _rows(dsn, sorted(classes))
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, trio.TooSlowError) as error:
-        return [Check(name, 0, 0, note=f"cannot ask: {type(error).__name__}: {error}", faults=1)]
+        await _rows(dsn, [])
+    except TransportError as error:
+        raise LoadTestError(f"--dsn: cannot ask for rows: {error}") from error
+
+
+async def by_sql(dsn: str, entries: Collection[Entry], classes: Collection[str], *, fresh: bool) -> list[Check]:
+    """Rows: one for each acknowledged event, at most one for a doubtful one, none for a refused one.
+
+    `fresh`: the classes are this run's own, so nothing else is in them.
+    """
+    name = STORED
+    try:
+        rows = await _rows(dsn, sorted(classes))
+    except TransportError as error:
+        return [Check(name, 0, 0, note=f"cannot ask: {error}", faults=1)]
     counts = Counter(rows)
+    sent = {entry.event_id for entry in entries}
     acknowledged = [entry.event_id for entry in entries if entry.state == ACKNOWLEDGED]
     stored = Check(name, len(acknowledged), sum(1 for event_id in acknowledged if counts[event_id]))
     stored.blame(event_id for event_id in acknowledged if not counts[event_id])
-    once = Check("stored once, and nothing refused, by SQL", 0, 0)
-    once.blame(event_id for event_id, rows in counts.items() if rows > 1)
+    once = Check("stored once, and nothing else, by SQL", 0, 0)
+    once.blame(event_id for event_id, rows in counts.items() if rows > 1 and event_id in sent)
     once.blame(entry.event_id for entry in entries if entry.state == REFUSED and counts[entry.event_id])
+    if fresh:
+        once.blame(event_id for event_id in counts if event_id not in sent)
     once.found = once.faults
     return [stored, once]
 
 
 async def _rows(dsn: str, classes: list[str]) -> list[str]:
-    # asyncpg is asyncio's; the loop lives as long as this question.
+    """Event ids in these classes; TransportError when nobody tells."""
+    # asyncpg is asyncio's; the loop lives as long as this question. What fails is told outside of it, not in a group.
     async with trio_asyncio.open_loop():
-        rows: list[str] = await trio_asyncio.aio_as_trio(_ask)(dsn, classes)
-        return rows
+        try:
+            with trio.fail_after(_SQL_S):
+                rows: list[str] = await trio_asyncio.aio_as_trio(_ask)(dsn, classes)
+                return rows
+        except trio.TooSlowError:
+            fault = f"no answer within {_SQL_S:.0f} s"
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError, OverflowError) as error:
+            fault = f"{type(error).__name__}: {error}"
+    raise TransportError(fault)
 
 
 async def _ask(dsn: str, classes: list[str]) -> list[str]:
@@ -158,9 +182,13 @@ async def by_api(
         for class_id in {person(index).class_id for index in of_user}:
             overviews[class_id] = await _overview(line, class_id, live) if fresh else None
         await line.aclose()
-        async with trio.open_nursery() as nursery:
-            for _ in range(_ASKERS):
-                nursery.start_soon(ask, transport)
+        with trio.move_on_after(_API_S) as patience:
+            async with trio.open_nursery() as nursery:
+                for _ in range(_ASKERS):
+                    nursery.start_soon(ask, transport)
+        if patience.cancelled_caught:
+            sessions.faults += 1
+            sessions.note = f"not all were told within {_API_S:.0f} s"
     return [sessions, live]
 
 
@@ -232,13 +260,15 @@ def _compare(events: list[Entry], executions: int, errors: int, check: Check, *,
     runs = [event for event in sure if event.execution]
     check.expected += len(runs)
     check.found += min(executions, len(runs))
+    refused = [event for event in events if event.state == REFUSED]  # first suspects, where there is too much
     suspects: list[Entry] = []
     if not len(runs) <= executions <= len(runs) + sum(event.execution for event in doubtful):
-        suspects = runs
+        suspects = (executions > len(runs) and [event for event in refused if event.execution]) or runs
         check.faults += max(1, abs(len(runs) - executions))
     failed = [event for event in sure if event.failed]
     if not len(failed) <= errors <= len(failed) + sum(event.failed for event in doubtful):
-        suspects = failed  # fewer, so nearer to the one
+        # Fewer, so nearer to the one.
+        suspects = (errors > len(failed) and [event for event in refused if event.failed]) or failed
         check.faults += 0 if check.faults else 1
     if not known and not suspects:
         suspects = sure

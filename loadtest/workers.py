@@ -4,6 +4,7 @@ A worker process reads its plan and then "go" from stdin, writes a tick a second
 stdout, one JSON message a line. It ends when its stdin does, so none outlives the run.
 """
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -218,7 +219,8 @@ def added(ticks: Iterable[list[Tick]]) -> Tick:
 async def _child() -> None:
     """The worker process."""
     incoming = Lines(trio.lowlevel.FdStream(0))
-    outgoing = trio.lowlevel.FdStream(1)
+    outgoing = trio.lowlevel.FdStream(os.dup(1))
+    os.dup2(2, 1)  # what a scenario of one's own prints is no message
     lock = trio.Lock()
 
     async def say(message: Message) -> None:

@@ -46,7 +46,23 @@ from tests.loadtest.conftest import RECORDINGS
         (["compare", "/nowhere-a.json", "/nowhere-b.json"], "No such file"),
         (["capacity", "--local", "--html", "report.html"], "no HTML"),
         (["capacity", "--students", "300", "--most", "200"], "more than --most"),
+        (["capacity", "--duration", "5s"], "--step"),
+        (["capacity", "--rate", "5"], "say --students"),
+        (["capacity", "--json", "/"], "is a directory"),
+        (["compare", "a.json", "b.json", "--json", "c.json"], "writes no file"),
+        (["replay", str(RECORDINGS / "cell_monitor.jsonl"), "--rate", "5"], "--speed"),
         (["mine.py"], "mine.py: No such file"),
+        (["classroom-200", "--target", ""], "expected http://"),
+        (["classroom-200", "--target", "http://[::1"], "expected http://"),
+        (["classroom-200", "--shape", ""], "lasts no time"),
+        (["classroom-200", "--rate", "0"], "rate: over 0"),
+        (["classroom-200", "--subscribers", "1000000000"], "--subscribers: at most"),
+        (["classroom-200", "--json", "/"], "is a directory"),
+        (["classroom-200", "--html", "/tmp/" + "x" * 300], "File name too long"),
+        (
+            ["classroom-200", "--local", "--fault", "pause-daemon@2s+5s", "--fault", "kill-daemon@3s"],
+            "before pause-daemon@2s+5s is over",
+        ),
     ],
 )
 def test_bad_usage_is_exit_2_in_one_line(arguments, says, capsys):
@@ -64,6 +80,73 @@ def test_bad_options_are_exit_2(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(arguments)
     assert ended.value.code == 2
+
+
+GOOD = """
+from loadtest import promises, shapes
+from loadtest.scenarios import Scenario
+from loadtest.students import Student
+SCENARIO = Scenario("mine", "", 2, 4.0, shapes.parse("hold:1s"), mix=((Student, 1.0),))
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('parse("hold:1s")', 'parse("hold:1s"', "SyntaxError"),
+        (
+            "\nSCENARIO",
+            "\nimport nowhere_at_all\nSCENARIO",
+            "line 5: ModuleNotFoundError: No module named 'nowhere_at_all'",
+        ),
+        ('shapes.parse("hold:1s")', '"hold:1s"', "shape: expected shapes.parse"),
+        ("mix=((Student, 1.0),)", "mix=((Student, 1.0))", "mix: expected pairs"),
+        ("mix=((Student, 1.0),)", "mix=()", "mix: at least one"),
+        ("(Student, 1.0)", "(Student, 0.0)", "mix: at least one"),
+        ("mix=", "promises='p99<1s', mix=", "promises: expected promises.parse"),
+        ("SCENARIO =", "OTHER =", "binds no SCENARIO"),
+    ],
+)
+def test_a_scenario_that_is_wrong_is_told_in_one_line(tmp_path, capsys, old, new, says):
+    assert old in GOOD
+    (tmp_path / "mine.py").write_text(GOOD.replace(old, new))
+    assert cli.main([str(tmp_path / "mine.py")]) == 2
+    told = capsys.readouterr().err
+    assert says in told
+    assert "Traceback" not in told
+
+
+def test_a_scenario_may_import_its_neighbours(tmp_path):
+    (tmp_path / "a_neighbour_of_it.py").write_text("SIZE = 7\n")
+    (tmp_path / "mine.py").write_text(
+        GOOD.replace("2, 4.0", "SIZE, 4.0").replace("\nfrom", "\nfrom a_neighbour_of_it import SIZE\nfrom", 1)
+    )
+    assert scenarios.find(str(tmp_path / "mine.py")).students == 7
+
+
+@pytest.mark.parametrize("key", [b"", b"\n", b"a b", b"a\nX-Evil: 1", "schlüssel".encode(), b"\xff\xfe"])
+def test_what_is_no_access_key_is_exit_2(tmp_path, capsys, key):
+    (tmp_path / "key").write_bytes(key)
+    assert cli.main(["classroom-200", "--key-file", str(tmp_path / "key")]) == 2
+    assert "holds no access key" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"t_ms": NaN, "method": "POST", "body": "[]"}',
+        '{"t_ms": 1e999, "method": "POST", "body": "[]"}',
+        '{"t_ms": 1' + "0" * 400 + ', "method": "POST", "body": "[]"}',
+        '{"t_ms": 1, "method": "POST", "body": "[{\\"user_id\\":\\"a\\",\\"event_type\\":\\"\\\\ud800\\"}]"}',
+        '{"t_ms": 1, "method": "POST", "body": "' + "[" * 100_000 + '"}',
+        "[" * 100_000,
+    ],
+    ids=range(6),
+)
+def test_what_is_no_recording_is_exit_2(tmp_path, capsys, line):
+    (tmp_path / "rec.jsonl").write_text(line + "\n")
+    assert cli.main(["replay", str(tmp_path / "rec.jsonl")]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
 def test_nobody_there_is_exit_1(capsys, unused_port):
@@ -185,7 +268,7 @@ def test_figures_are_percentiles_and_not_averages():
 
 
 def test_a_result_is_read_as_it_was_written(tmp_path):
-    result.write(tmp_path / "a.json", found())
+    (tmp_path / "a.json").write_bytes(result.packed(found()))
     assert result.read(tmp_path / "a.json") == found()
     (tmp_path / "b.json").write_text('{"format":1}')
     with pytest.raises(UsageError, match="not a result"):
@@ -219,10 +302,36 @@ def test_compare_says_what_changed_and_what_broke(tmp_path, capsys):
     assert "worse" in text
     assert "broke: p99<100ms" in text
     for name, each in (("a.json", before), ("b.json", after)):
-        result.write(tmp_path / name, each)
+        (tmp_path / name).write_bytes(result.packed(each))
     assert cli.main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 1
     assert cli.main(["compare", str(tmp_path / "b.json"), str(tmp_path / "a.json")]) == 0
     assert "better" in capsys.readouterr().out
+
+
+def test_an_account_that_is_only_there_when_it_fails_broke_too():
+    after = found(ok=False, checks=[Check("all stored", 0, 0, faults=1), *found().checks])
+    assert comparison.broke(found(), after) == ["all stored"]
+    assert comparison.broke(after, after) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (-1.0, 2.0, "worse"), (-0.2, -3.0, "better"), (2.0, -1.0, "better"), (0.0, 5.0, "from nothing, worse"),
+        (1.0, 1.02, "x 1.02, about the same"), (1.0, 3.0, "x 3.00, worse"),
+    ],
+)  # fmt: skip
+def test_a_figure_with_a_sign_has_no_ratio(old, new, says):
+    assert comparison.change("memory_slope", old, new) == says
+
+
+def test_without_rows_nobody_can_say_that_nothing_is_missing():
+    assert found().verdict == "HELD: every promise, and nothing is missing"
+    assert "nothing that the API shows is missing" in found(checks=[Check("counted in sessions", 1, 1)]).verdict
+
+
+def test_a_load_that_was_not_played_to_its_end_is_no_success():
+    assert found(capped=True, ok=False).verdict == "BROKEN: the load was not played to its end"
 
 
 def test_the_slope_of_memory_leaves_the_warm_up_out():

@@ -1,8 +1,10 @@
 """What the generator sends and how it counts, against scripted servers."""
 
 import json
+import time
 from collections import Counter
 from itertools import pairwise
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -12,6 +14,7 @@ from loadtest.generator import PULSE_S, Generator
 from loadtest.ledger import ACKNOWLEDGED, REFUSED, UNKNOWN
 from loadtest.plan import Plan, clock
 from loadtest.result import histograms_of, limits
+from loadtest.users import Post
 from tests.loadtest.peer import answer, serving
 
 STALL_S = 1.0
@@ -151,10 +154,78 @@ async def test_a_daemon_that_hangs_is_not_flattered_at_the_end():
     async with serving(script) as peer:
         generator = await play(plan(peer.url, students=5, events_per_s=60.0, grace_s=0.5))
     tally = generator.tally
+    under_way = sum(entry.state == UNKNOWN for entry in generator.entries)
     assert tally.overdue > 100
-    assert tally.errors == tally.overdue == tally.requests - 5
+    assert tally.errors == tally.overdue + under_way == tally.requests - 5
     assert {entry.state for entry in generator.entries} == {ACKNOWLEDGED, UNKNOWN}
     assert histograms_of(tally, None)["post"].percentile(50) > 1
+
+
+async def test_queries_that_hang_are_no_slow_posts():
+    async def script(number, head, body):
+        if head.startswith(b"GET"):
+            await trio.sleep_forever()
+        return answer()
+
+    async with serving(script) as peer:
+        generator = await play(plan(peer.url, instructors=2, grace_s=0.5))
+    timed = histograms_of(generator.tally, None)
+    assert timed["post"].total == len(generator.entries)
+    assert timed["query"].total >= 2
+    assert timed["post"].max < timed["query"].max
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_who_never_waits_is_done_when_the_load_ends(tmp_path, hangs):
+    file = tmp_path / "hasty.py"
+    file.write_text(
+        "from loadtest import shapes\nfrom loadtest.scenarios import Scenario\nfrom loadtest.students import Learner\n"
+        "from loadtest.users import task\n"
+        "class Hasty(Learner):\n"
+        "    @task\n"
+        "    def go(self):\n"
+        "        yield 0.0, self.run(0, failed=False)\n"
+        "SCENARIO = Scenario('hasty', '', 2, 4.0, shapes.parse('hold:1s'), mix=((Hasty, 1.0),))\n"
+    )
+
+    async def script(number, head, body):
+        if hangs and number > 20:
+            await trio.sleep_forever()
+        return answer()
+
+    async with serving(script) as peer:
+        with trio.fail_after(20):
+            generator = await play(plan(peer.url, scenario_name=str(file), students=2, corners=BRIEF, grace_s=0.5))
+    assert len(generator.entries) > 20
+    assert (generator.tally.overdue > 0) == hangs
+
+
+async def test_looks_that_a_stall_kept_it_from_count_as_late():
+    """One stall of 0.3 s in 3 s is a tenth of the time, though only one of a hundred and fifty looks ends it."""
+    async with serving(accepting) as peer:
+        generator = Generator(plan(peer.url, corners=((0.0, 1.0), (3.0, 1.0))))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(generator.run, clock(0.05))
+            while len(generator.entries) < 20:
+                await trio.sleep(0.01)
+            time.sleep(0.3)  # noqa: ASYNC251 - the stall
+    assert limits(generator.tally, processes=1, loaded_s=3).saturated
+
+
+async def test_a_202_that_says_nothing_leaves_it_open_whether_the_event_was_taken():
+    async def script(number, head, body):
+        return answer(202, b"ok")
+
+    async with serving(script) as peer:
+        generator = await play(plan(peer.url, students=1, events_per_s=4.0, corners=BRIEF))
+    assert {entry.state for entry in generator.entries} == {UNKNOWN}
+
+
+@pytest.mark.parametrize("key", ["sessionId", "session_id"])
+def test_a_session_is_known_by_either_name(key):
+    user = SimpleNamespace(person=SimpleNamespace(index=0))
+    entry = Generator(plan("http://127.0.0.1:1")).entry(user, Post({key: "s1"}), 0.0, 0, 1)
+    assert entry.session == "s1"
 
 
 async def test_it_says_when_it_is_itself_too_slow():
@@ -181,6 +252,7 @@ async def test_it_is_bounded_by_a_count_too():
     async with serving(accepting) as peer:
         generator = await play(plan(peer.url, most_events=7, corners=BRIEF))
     assert len(generator.entries) == 7
+    assert generator.tally.capped > 0
 
 
 async def test_stopped_early_it_keeps_what_there_is():

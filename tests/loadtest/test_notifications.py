@@ -1,12 +1,15 @@
 """When news came, and what did not come."""
 
+from datetime import UTC, datetime
+
+import msgspec
 import pytest
 import trio
 
 from loadtest import notifications
 from loadtest.ledger import ACKNOWLEDGED, UNKNOWN, Entry
 from loadtest.plan import Clock
-from loadtest.subscribers import Subscriber
+from loadtest.subscribers import Subscriber, _read
 from loadtest.target import Target
 
 CLOCK = Clock(began=0.0, epoch_s=1_700_000_000.0)
@@ -56,6 +59,25 @@ def test_every_subscriber_must_have_every_alert():
     assert news.missing_alerts == ["e2"]
     assert (news.expected, news.alerts.total) == (4, 3)
     assert news.alerts.max == pytest.approx(0.02, rel=0.01)
+
+
+def test_what_is_missing_at_several_counts_for_each():
+    entries = [entry("told", 1), entry("not told", 2)]
+    news = reckon([subscriber([(0, 1, 1.1)]), subscriber([(0, 1, 1.1)])], entries)
+    assert news.missing_deltas == ["not told"]
+    assert (news.deltas.total, news.unseen) == (2, 2)
+
+
+def test_an_alert_that_comes_under_two_ids_came_twice():
+    listening = subscriber([(0, 2, 2.1)])
+    listening._users = {"ann": 0}
+    for alert_id, at_s in (("x", 1), ("x", 1), ("y", 2), ("z", 2)):
+        at = datetime.fromtimestamp(CLOCK.wall_ms(at_s) / 1000, UTC).isoformat()
+        alert = {"id": alert_id, "alert": "error", "user_id": "ann", "at": at}
+        listening._take(_read(msgspec.json.encode({"type": "alerts", "alerts": [alert]})), 3.0)
+    news = reckon([listening], [entry("e1", 1, alert="error"), entry("e2", 2, alert="error")])
+    assert (listening.repeated, news.doubled_alerts) == (1, ["e2"])
+    assert (news.expected, news.missing_alerts) == (2, [])
 
 
 def test_another_kind_or_another_time_is_another_alert():

@@ -1,6 +1,7 @@
 """Whole runs of the harness, as a process, against the daemon as a process."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -142,6 +143,63 @@ async def test_ctrl_c_gives_what_there_is(working, at, tmp_path):
     assert "INTERRUPTED" in out
     assert found["events"]["acknowledged"] > 0
     assert {check["faults"] for check in found["checks"]} == {0}, found["checks"]
+
+
+async def said(tmp_path, text):
+    async def there():
+        return text in (tmp_path / "err").read_text()
+
+    await eventually(there, within=60)
+
+
+@pytest.mark.parametrize("when", ["waiting until everything", "comparing with what"])
+async def test_sigterm_after_the_load_keeps_what_was_measured(working, at, tmp_path, when):
+    load = ("--students", 20, "--rate", 40, "--shape", "hold:6s", "--json", tmp_path / "a.json")
+    process = await working("classroom-200", *at, *load, *NO_PROMISES)
+    await said(tmp_path, when)
+    process.send_signal(signal.SIGTERM)
+    out, _ = await trio.to_thread.run_sync(lambda: process.communicate(timeout=60))
+    errors = (tmp_path / "err").read_text()
+    assert "Traceback" not in errors
+    assert process.returncode in {0, 1}, errors  # it may have been through when the signal came
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert found["interrupted"] == (process.returncode == 1)
+    assert found["events"]["acknowledged"] > 100
+    assert {check["faults"] for check in found["checks"]} == {0}, out
+
+
+async def test_the_second_ctrl_c_ends_it_without_a_result(working, at, tmp_path):
+    load = ("--students", 20, "--rate", 40, "--shape", "hold:1h", "--json", tmp_path / "a.json")
+    process = await working("classroom-200", *at, *load, *NO_PROMISES)
+    process.send_signal(signal.SIGINT)
+    await said(tmp_path, "Once more ends it")
+    process.send_signal(signal.SIGINT)
+    await trio.to_thread.run_sync(lambda: process.communicate(timeout=60))
+    errors = (tmp_path / "err").read_text()
+    assert process.returncode == 1
+    assert "ended before there was a result" in errors
+    assert "Traceback" not in errors
+    assert not (tmp_path / "a.json").exists()
+
+
+def test_a_pipe_that_nobody_reads_costs_no_result(at, tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    load = ("--students", "3", "--rate", "6", "--duration", "1s", "--json", str(tmp_path / "a.json"))
+    done = subprocess.run(
+        [sys.executable, "-m", "engine", "loadtest", "classroom-200", *at, *load, *NO_PROMISES],
+        cwd=REPOSITORY,
+        env=environment(),
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    os.close(writing)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert json.loads((tmp_path / "a.json").read_text())["ok"]
 
 
 async def test_no_worker_outlives_a_run_that_is_killed(working, at):

@@ -1,5 +1,7 @@
 """Both transports do the same."""
 
+from functools import partial
+
 import pytest
 import trio
 
@@ -63,6 +65,42 @@ async def test_a_connection_that_the_server_ends_is_opened_again(open_transport)
         assert [(await line.post("/", b"{}")).status for _ in range(3)] == [202] * 3
         assert peer.connections == 3
         await line.aclose()
+
+
+async def test_a_request_that_is_cut_off_on_a_kept_connection_is_not_sent_again(open_transport):
+    """It may have been taken: whoever sends again must know, and count it."""
+    async with serving(always(answer(), None, answer())) as peer, open_transport(Target(peer.url)) as transport:
+        line = transport.line()
+        await line.post("/", b"{}")
+        with pytest.raises(TransportError):
+            await line.post("/", b"{}")
+        assert (await line.post("/", b"{}")).status == 202
+        assert len(peer.requests) == 3
+        await line.aclose()
+
+
+async def test_a_connection_that_ended_while_it_was_idle_is_nobodys_fault(open_transport, nursery):
+    ended = trio.Event()
+    served = 0
+
+    async def serve(stream):
+        nonlocal served, ended
+        served += 1
+        await stream.receive_some()
+        await stream.send_all(answer())
+        await stream.aclose()
+        ended.set()
+
+    (listener,) = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
+    url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
+    async with open_transport(Target(url)) as transport:
+        line = transport.line()
+        for _ in range(3):
+            assert (await line.post("/", b"{}")).status == 202
+            await ended.wait()
+            ended = trio.Event()
+        await line.aclose()
+    assert served == 3
 
 
 async def test_chunks_and_interim_answers(open_transport):

@@ -7,6 +7,7 @@ from itertools import pairwise, takewhile
 import pytest
 
 from loadtest import scenarios
+from loadtest.errors import UsageError
 from loadtest.students import NOTEBOOKS, STAY_S, BurstyClass, StuckStudent, Student
 from loadtest.users import Get, Person, Post, VirtualUser, task
 
@@ -41,6 +42,33 @@ def test_tasks_are_drawn_by_weight():
 
     drawn = Counter(action.path for _, action in steps_of(Walker(ANN, "1", 1), 4000))
     assert 2.5 < drawn["left"] / drawn["right"] < 3.5
+
+
+def test_a_task_may_do_without_a_weight():
+    class Walker(VirtualUser):
+        @task
+        def go(self):
+            yield 1.0, Get("slow")
+
+        @task(3)
+        def stay(self):
+            yield 1.0, Get("stay")
+
+    assert list(Walker.weights) == [1, 3]
+
+
+def test_who_has_nothing_to_do_is_told():
+    class Idle(VirtualUser):
+        pass
+
+    class Empty(VirtualUser):
+        @task
+        def go(self):
+            yield from ()
+
+    for kind, says in ((Idle, "Idle has no task"), (Empty, "yield no step")):
+        with pytest.raises(UsageError, match=says):
+            next(kind(ANN, "1", 1).steps())
 
 
 def test_a_subclass_may_change_a_task():

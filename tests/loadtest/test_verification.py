@@ -2,6 +2,8 @@
 
 import pytest
 
+from loadtest import verification
+from loadtest.errors import LoadTestError
 from loadtest.ledger import ACKNOWLEDGED, REFUSED, UNKNOWN, Entry
 from loadtest.verification import Check, _compare, lost
 
@@ -36,6 +38,54 @@ def test_too_few_and_too_many_are_faults(executions):
 
 def test_a_refused_one_must_not_be_there():
     assert not compared(events(ACKNOWLEDGED, REFUSED), 2).held
+
+
+def test_where_there_is_too_much_the_refused_are_named_first():
+    given = events(ACKNOWLEDGED, REFUSED, ACKNOWLEDGED, REFUSED, failed={2, 3})
+    assert compared(given, 3, 1).candidates == ["e1", "e3"]
+    assert compared(given, 2, 2).candidates == ["e3"]
+
+
+async def rows(monkeypatch, given, stored, *, fresh):
+    async def tell(dsn, classes):
+        return stored
+
+    monkeypatch.setattr(verification, "_rows", tell)
+    return await verification.by_sql("", given, ["a"], fresh=fresh)
+
+
+async def test_rows_of_events_that_nobody_sent_are_faults_where_the_class_is_the_runs_own(monkeypatch):
+    given = events(ACKNOWLEDGED, ACKNOWLEDGED)
+    stored = ["e0", "e1", "other", "other"]
+    _, once = await rows(monkeypatch, given, stored, fresh=True)
+    assert once.event_ids == ["other"]
+    _, once = await rows(monkeypatch, given, stored, fresh=False)
+    assert once.held  # somebody else's, who may send what they want
+    _, once = await rows(monkeypatch, given, ["e0", "e0", "e1"], fresh=False)
+    assert once.event_ids == ["e0"]
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://u:s3cret@127.0.0.1:{port}/x",
+        "postgresql://u:s3cret@127.0.0.1:99999/x",
+        "postgresql://u:s3cret@127.0.0.1:abc/x",
+        "postgresql://[::1",
+        "postgresql://127.0.0.1:{port}/x?sslmode=bogus",
+        "foo",
+    ],
+)
+async def test_a_database_that_cannot_be_asked_is_told_in_a_line(dsn, unused_port):
+    """Before the load, where it can still be mended; after it, as an account that is not held."""
+    dsn = dsn.format(port=unused_port)
+    with pytest.raises(LoadTestError, match="cannot ask for rows") as told:
+        await verification.can_ask(dsn)
+    assert "\n" not in str(told.value)
+    assert "s3cret" not in str(told.value)
+    (check,) = await verification.by_sql(dsn, events(ACKNOWLEDGED), ["a"], fresh=True)
+    assert not check.held
+    assert check.note.startswith("cannot ask: ")
 
 
 def test_a_missing_error_names_the_failed_runs_only():
