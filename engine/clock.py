@@ -16,6 +16,7 @@ _Zoned = Annotated[datetime, msgspec.Meta(tz=True)]
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 # A leap second is legal in RFC 3339 and unknown to datetime: it is taken as the second after :59.
 _LEAP: Final = re.compile(r"(.{16}):60(.*)")
+_FINER: Final = re.compile(r"(\.\d{6})\d+")  # than microseconds
 # Seconds that are kept written out: some minutes. Times come close together, and a date costs most of a time.
 _SECONDS_KEPT: Final = 300
 
@@ -28,11 +29,19 @@ def wall_clock() -> int:
 def parse_rfc3339(text: str) -> int:
     """Milliseconds since the epoch of an RFC 3339 time with zone; raises ValueError for anything else."""
     leap = _LEAP.fullmatch(text)
-    try:
-        moment = msgspec.convert(f"{leap[1]}:59{leap[2]}" if leap else text, _Zoned)
-    except msgspec.ValidationError:
-        raise ValueError(text) from None
+    moment = _moment(f"{leap[1]}:59{leap[2]}" if leap else text)
     return from_datetime(moment) + (1000 if leap else 0)
+
+
+def _moment(text: str) -> datetime:
+    try:
+        return msgspec.convert(text, _Zoned)
+    except msgspec.ValidationError:
+        # Rounding may take the last moment of the last year, .NET's "for ever", out of the calendar.
+        cut = _FINER.sub(r"\1", text)
+        if cut == text:
+            raise ValueError(text) from None
+        return _moment(cut)
 
 
 def to_datetime(ms: int) -> datetime:

@@ -49,7 +49,9 @@ class NotebookView:
         self._cells: dict[int, _Cell] = {}
 
     def put(self, user_id: str, notebook: Notebook | None) -> None:
-        """A student's work on the notebook as it is now; None: none that is known."""
+        """A student's work on the notebook as it is now; None: none that is known. Who ran nothing is not counted."""
+        if notebook is not None and not notebook.cells:
+            notebook = None
         results = {} if notebook is None else dict(notebook.results)
         known = self._parts.pop(user_id, (0, {}))[1]
         for index, result in known.items():

@@ -17,7 +17,19 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from loadtest import capacity, comparison, durations, faults, local, promises, report, scenarios, shapes, target
+from loadtest import (
+    capacity,
+    comparison,
+    durations,
+    faults,
+    local,
+    outputs,
+    promises,
+    report,
+    scenarios,
+    shapes,
+    target,
+)
 from loadtest import result as results
 from loadtest.display import display, text
 from loadtest.errors import InterruptedSearchError, LoadTestError, UsageError
@@ -81,7 +93,8 @@ def _play(arguments: argparse.Namespace) -> int:
     scenario_name = _scenario_name(arguments)
     scenario = _tuned(arguments, scenarios.find(scenario_name, arguments.speed))
     planned = _faults(arguments, scenario)
-    _check_outputs(arguments)
+    _check_limits(arguments)
+    outputs.check(arguments.json, arguments.html)
     planned_events = ceil(scenario.events_per_s * scenario.duration_s)
     if planned_events > arguments.max_events:  # or the load would end on its way, and say nothing
         raise UsageError(f"up to {planned_events:,} events are planned: say --max-events {planned_events}")
@@ -89,9 +102,9 @@ def _play(arguments: argparse.Namespace) -> int:
         run = _run(arguments, scenario_name, scenario, found, servers, shown=shown)
         run.faults = planned
         result = trio.run(run.play, strict_exception_groups=True)
-    written = _written(arguments.json, results.packed(result))
-    written &= _written(arguments.html, report.html(result).encode() if arguments.html else b"")
-    _print(text(result))
+    written = outputs.written(arguments.json, results.packed(result))
+    written &= outputs.written(arguments.html, report.html(result).encode() if arguments.html else b"")
+    outputs.tell(text(result))
     return HELD if result.ok and written else BROKEN
 
 
@@ -108,7 +121,8 @@ def _capacity(arguments: argparse.Namespace) -> int:
     step_s = durations.seconds(arguments.step)
     base = replace(base, shape=Shape(((0.0, 0.0), (step_s / 3, 1.0), (step_s, 1.0))))
     promised = scenarios.PROMISED if arguments.slo is None else promises.parse(arguments.slo)
-    _check_outputs(arguments)
+    _check_limits(arguments)
+    outputs.check(arguments.json, arguments.html)
     asked = arguments.students
     if asked is not None and asked > arguments.most:
         raise UsageError(f"--students {asked} is more than --most {arguments.most}")
@@ -138,8 +152,8 @@ def _capacity(arguments: argparse.Namespace) -> int:
             capacity.search, capacity.confirmed(probe), first=min(50, arguments.most), most=arguments.most, asked=asked
         )
         answer = trio.run(search, strict_exception_groups=True)
-    written = _written(arguments.json, msgspec.json.format(msgspec.json.encode(answer), indent=1) + b"\n")
-    _print(answer.text())
+    written = outputs.written(arguments.json, msgspec.json.format(msgspec.json.encode(answer), indent=1) + b"\n")
+    outputs.tell(answer.text())
     return HELD if answer.ok and written else BROKEN
 
 
@@ -149,7 +163,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     if arguments.json or arguments.html:
         raise UsageError("compare writes no file")
     before, after = (results.read(path) for path in arguments.files)
-    _print(comparison.table(before, after))
+    outputs.tell(comparison.table(before, after))
     return BROKEN if comparison.broke(before, after) else HELD
 
 
@@ -197,46 +211,11 @@ def _faults(arguments: argparse.Namespace, scenario: Scenario) -> list[faults.Fa
     return planned
 
 
-def _check_outputs(arguments: argparse.Namespace) -> None:
-    """Before the run and not after it: a result that cannot be written is a run in vain."""
-    for path in (arguments.json, arguments.html):
-        if path is None:
-            continue
-        try:
-            if not path.resolve().parent.is_dir():
-                raise UsageError(f"{path}: no such directory")
-            if path.is_dir():
-                raise UsageError(f"{path}: is a directory")
-        except OSError as error:
-            raise UsageError(f"{path}: {error.strerror}") from error
-        if not os.access(path if path.exists() else path.resolve().parent, os.W_OK):
-            raise UsageError(f"{path}: may not be written")
+def _check_limits(arguments: argparse.Namespace) -> None:
     if arguments.workers > MOST_WORKERS:
         raise UsageError(f"--workers: at most {MOST_WORKERS}")
     if (arguments.subscribers or 0) > MOST_SUBSCRIBERS:
         raise UsageError(f"--subscribers: at most {MOST_SUBSCRIBERS}")
-
-
-def _written(path: Path | None, content: bytes) -> bool:
-    """Whether it is there, or nobody asked for it. Before anything is printed: a pipe may have ended."""
-    if path is None:
-        return True
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        print(f"loadtest: {path}: {error.strerror}", file=sys.stderr)
-        return False
-    return True
-
-
-def _print(text: str) -> None:
-    """To stdout; the exit code stays what it is when nobody reads it."""
-    try:
-        print(text, flush=True)
-    except OSError as error:
-        if not isinstance(error, BrokenPipeError):
-            print(f"loadtest: stdout: {error.strerror}", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
 
 
 @contextlib.contextmanager

@@ -2,8 +2,7 @@
 
 import resource
 import secrets
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +19,7 @@ from loadtest.errors import LoadTestError, TransportError
 from loadtest.faults import Fault
 from loadtest.generator import Tick
 from loadtest.histograms import Histogram
+from loadtest.interrupts import Interrupts
 from loadtest.local import Servers
 from loadtest.monitor import Monitor, commits_say
 from loadtest.notifications import News
@@ -70,40 +70,19 @@ class Run:
     faults: list[Fault] = field(default_factory=list)
     drain_s: float = 60.0
     options: dict[str, Any] = field(default_factory=dict)
-    interrupted: bool = False
+    interrupts: Interrupts = field(default_factory=Interrupts)
     cut_short: bool = False  # interrupted while it waited for the stores
-    _stop: Callable[[], None] | None = None  # what a first signal does now; None: it ends the run
 
     async def play(self) -> Result:
         """The whole run. LoadTestError when it cannot begin, KeyboardInterrupt when it was ended without a result."""
         result: Result | None = None
         async with trio.open_nursery() as nursery:
-            await nursery.start(self._listen, nursery.cancel_scope)
+            await nursery.start(self.interrupts.listen, nursery.cancel_scope)
             result = await self._played()
             nursery.cancel_scope.cancel()
         if result is None:
             raise KeyboardInterrupt
         return result
-
-    async def _listen(self, whole: trio.CancelScope, *, task_status: trio.TaskStatus[None]) -> None:
-        """The first Ctrl-C or SIGTERM stops what is under way and keeps what was measured; the second ends the run."""
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            task_status.started()
-            async for _ in signals:
-                if self.interrupted or self._stop is None:
-                    whole.cancel()
-                else:
-                    self.interrupted = True
-                    self._stop()
-
-    @contextmanager
-    def _stopping_by(self, stop: Callable[[], None]) -> Iterator[None]:
-        """What a first signal does within the block."""
-        self._stop = stop
-        try:
-            yield
-        finally:
-            self._stop = None
 
     async def _played(self) -> Result:
         plan = self.plan
@@ -121,7 +100,7 @@ class Run:
                 course = await self._play(workers)
                 self.display.say("comparing with what was acknowledged")
                 books = accounts.gathered(plan, workers, course.subscribers, course.timer)
-                with trio.CancelScope() as comparing, self._stopping_by(comparing.cancel):
+                with trio.CancelScope() as comparing, self.interrupts.stopping_by(comparing.cancel):
                     await accounts.compare(books, plan, dsn=self.dsn)
                 if comparing.cancelled_caught:
                     books.checks.insert(0, accounts.not_compared())
@@ -162,7 +141,7 @@ class Run:
             self.display.say(f"{scenario.name}: {scenario.says}")
             loaded_s = await self._load(workers, timer, monitor, subscribers)
             self.display.say("waiting until everything is stored and told")
-            with trio.CancelScope() as waiting, self._stopping_by(waiting.cancel):
+            with trio.CancelScope() as waiting, self.interrupts.stopping_by(waiting.cancel):
                 drain_s = await verification.drained(plan.target, self.drain_s)
                 await self._quiet(subscribers, timer)
             self.cut_short = waiting.cancelled_caught
@@ -225,7 +204,7 @@ class Run:
                 assert self.servers is not None
                 nursery.start_soon(fault_plans.play, self.faults, self.servers, timer)
             within_s = BEGIN_S + duration_s + self.plan.grace_s + ACCOUNT_WITHIN_S
-            with self._stopping_by(stop), trio.fail_after(within_s):
+            with self.interrupts.stopping_by(stop), trio.fail_after(within_s):
                 async with trio.open_nursery() as loading:
                     for number, worker in enumerate(workers):
                         loading.start_soon(worker.run, timer, partial(told, number))
@@ -264,9 +243,9 @@ class Run:
             started=started,
             options=self.options,
             environment=results.environment(self.plan.url, version),
-            interrupted=self.interrupted,
+            interrupted=self.interrupts.came,
             capped=bool(books.tally.capped),
-            ok=not (self.interrupted or lost or books.tally.capped) and all(each.held for each in judgements),
+            ok=not (self.interrupts.came or lost or books.tally.capped) and all(each.held for each in judgements),
             judgements=judgements,
             checks=checks,
             figures=figures,

@@ -7,6 +7,7 @@ import attrs
 import trio
 from starlette.applications import Starlette
 from starlette.convertors import Convertor, register_url_convertor
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -80,7 +81,7 @@ def api(
     ]
     middleware = [Middleware(_Timed, routes=served, times=Histograms() if times is None else times)]
     if cors_origins:
-        middleware.append(Middleware(CORSMiddleware, allow_origins=cors_origins, allow_methods=["GET"]))
+        middleware.append(Middleware(_Cors, allow_origins=cors_origins, allow_methods=["GET"]))
     return Starlette(
         routes=served,
         middleware=middleware,
@@ -91,6 +92,19 @@ def api(
             StoreRefusedError: store_error,
         },
     )
+
+
+class _Cors(CORSMiddleware):
+    """Its refusals have the shape of every error."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """See `starlette.middleware.cors`."""
+        response = super().preflight_response(request_headers)
+        if response.status_code == 200:
+            return response
+        headers = {name: text for name, text in response.headers.items() if not name.startswith("content-")}
+        body = {"error": {"code": "cors_refused", "message": bytes(response.body).decode()}}
+        return json_answer(body, response.status_code, headers)
 
 
 class _Timed:

@@ -110,7 +110,7 @@ class Edge:
         self.health = {"status": "healthy", "checks": {}}
         self.ended = trio.Event()
 
-    async def start(self, **settings):
+    async def start(self, *, cors_origins=(), **settings):
         async def health():
             return self.health
 
@@ -122,7 +122,7 @@ class Edge:
             ready=lambda: True,
             metrics=lambda: (b"", "text/plain"),
             description={},
-            cors_origins=[],
+            cors_origins=cors_origins,
         )
         limits = {
             "allowed_hosts": (),

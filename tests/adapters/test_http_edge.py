@@ -82,6 +82,22 @@ async def test_options_of_the_server_as_a_whole(edge):
     assert (answer.status, answer.body) == (204, b"")
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"Origin": "https://evil.example"},
+        {"Access-Control-Request-Method": "POST"},
+        {"Access-Control-Request-Headers": "authorization"},
+    ],
+    ids=str,
+)
+async def test_a_page_that_may_not_ask_is_told_in_the_shape_of_every_error(make_edge, asked):
+    edge = await make_edge(cors_origins=["https://hub.example"])
+    headers = {"Origin": "https://hub.example", "Access-Control-Request-Method": "GET"}
+    assert (await edge.ask("OPTIONS", "/livez", headers=list(headers.items()))).status == 200
+    assert_error(await edge.ask("OPTIONS", "/livez", headers=list((headers | asked).items())), 400, "cors_refused")
+
+
 async def test_the_stream_without_an_upgrade_is_426(edge):
     answer = await edge.ask("GET", "/api/v1/stream")
     assert_error(answer, 426, "upgrade_required")

@@ -39,6 +39,7 @@ def test_a_leap_second_is_the_second_after(text):
 
 def test_digits_past_the_millisecond_are_dropped():
     assert parse_rfc3339("2026-11-23T14:53:51.830999Z") == 1_795_445_631_830
+    assert rfc3339(parse_rfc3339("9999-12-31T23:59:59.9999999Z")) == "9999-12-31T23:59:59.999Z"
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_a_summary_kept_up_equals_one_made_at_once(events, retired):
         assert cell["students"] == len({event.user_id for event in mine})
         assert cell["executions"] == sum(event.event_type == "cell_executed" for event in mine)
         assert cell["errors"] == sum(event.failed for event in mine)
-    assert kept.summary(5)["total_students"] == len({event.user_id for event in present})
+    assert kept.summary(5)["total_students"] == len({event.user_id for event in runs})
 
 
 @given(st.lists(st.tuples(st.sampled_from(USERS), st.integers(0, 9)), max_size=12))

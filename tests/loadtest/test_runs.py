@@ -161,7 +161,8 @@ async def test_sigterm_after_the_load_keeps_what_was_measured(working, at, tmp_p
     out, _ = await trio.to_thread.run_sync(lambda: process.communicate(timeout=60))
     errors = (tmp_path / "err").read_text()
     assert "Traceback" not in errors
-    assert process.returncode in {0, 1}, errors  # it may have been through when the signal came
+    # It may have been through with comparing when the signal came; it waits for news for longer than that takes.
+    assert process.returncode in ({1} if when.startswith("waiting") else {0, 1}), errors
     found = json.loads((tmp_path / "a.json").read_text())
     assert found["interrupted"] == (process.returncode == 1)
     assert found["events"]["acknowledged"] > 100
