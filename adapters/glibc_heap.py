@@ -22,9 +22,7 @@ import trio
 from .c_library import c_library
 
 _M_MMAP_THRESHOLD: Final = -3
-# Bytes, glibc's own before it learns. What a flush encodes grows through 128, 256 and 512 KiB: there holes do not fit,
-# and the heap's end moved on by half a megabyte now and then.
-_THRESHOLD: Final = 128 * 1024
+_THRESHOLD: Final = 512 * 1024  # bytes: above a batch's body and what a flush encodes at once, below those tables
 _M_ARENA_MAX: Final = -8
 _ARENAS: Final = 1  # one that a thread has already stays
 # Bytes that are free and yet in memory, from which on they go back; and their share of the heap, as a large one on huge

@@ -17,6 +17,9 @@ from adapters.kind import POSTGRESQL, address_of, kind_of
 from engine.errors import StoreDataError, StoreMisconfiguredError, StoreUnavailableError
 from engine.measures import Histograms
 
+# asyncio asks for 256 KiB of memory for each answer of some bytes: larger than any hole in the heap, so that its end
+# moves, and what is made meanwhile lies behind it and stays.
+_RECEIVE_BYTES: Final = 32 * 1024
 # Seconds until a server that does not answer a connect counts as away.
 _CONNECT_S: Final = 5
 # Seconds one statement may take; a flush takes milliseconds, a migration of a large table minutes.
@@ -73,6 +76,7 @@ class Connection:
                     command_timeout=_STATEMENT_S,
                     server_settings={"application_name": "classpulse"},
                 )
+                raw._transport.max_size = _RECEIVE_BYTES  # noqa: SLF001 - nobody else can tell asyncio
                 try:
                     await trio_asyncio.aio_as_trio(raw.set_builtin_type_codec)(
                         "timestamptz", schema="pg_catalog", codec_name="bigint", format="binary"
