@@ -152,19 +152,17 @@ async def said(tmp_path, text):
     await eventually(there, within=60)
 
 
-@pytest.mark.parametrize("when", ["waiting until everything", "comparing with what"])
-async def test_sigterm_after_the_load_keeps_what_was_measured(working, at, tmp_path, when):
-    load = ("--students", 20, "--rate", 40, "--shape", "hold:6s", "--json", tmp_path / "a.json")
+async def test_sigterm_after_the_load_keeps_what_was_measured(working, at, tmp_path):
+    load = ("--students", 20, "--rate", 40, "--shape", "hold:10s", "--json", tmp_path / "a.json")
     process = await working("classroom-200", *at, *load, *NO_PROMISES)
-    await said(tmp_path, when)
+    await said(tmp_path, "waiting until everything")  # it waits for news for longer than a signal takes
     process.send_signal(signal.SIGTERM)
     out, _ = await trio.to_thread.run_sync(lambda: process.communicate(timeout=60))
     errors = (tmp_path / "err").read_text()
+    assert process.returncode == 1, errors
     assert "Traceback" not in errors
-    # It may have been through with comparing when the signal came; it waits for news for longer than that takes.
-    assert process.returncode in ({1} if when.startswith("waiting") else {0, 1}), errors
     found = json.loads((tmp_path / "a.json").read_text())
-    assert found["interrupted"] == (process.returncode == 1)
+    assert found["interrupted"]
     assert found["events"]["acknowledged"] > 100
     assert {check["faults"] for check in found["checks"]} == {0}, out
 
@@ -238,7 +236,7 @@ def test_a_small_search_for_capacity(command, at):
     done = command("capacity", *at, *small, "--slo", "errors<1%")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "capacity: at least 2 students" in done.stdout
-    assert "headroom x 2.0" in done.stdout
+    assert "headroom at least x 2.0" in done.stdout
     done = command("capacity", *at, *small, "--slo", "errors<1%, p50<1us")
     assert done.returncode == 1
     assert "broke first: p50<1us" in done.stdout
