@@ -124,12 +124,7 @@ class Generator:
         while due < until_s:
             due += PULSE_S
             await trio.sleep(max(0.0, due - self._clock.offset_s))  # it may be over while we look at the clock
-            late = self._clock.offset_s - due
-            self.tally.behind.record(late)
-            while late >= PULSE_S:  # each look that was due meanwhile came late too
-                due += PULSE_S
-                late -= PULSE_S
-                self.tally.behind.record(late)
+            self.tally.behind.record(self._clock.offset_s - due)  # after a stall: of each look that was due
 
     async def _play(self, user: VirtualUser, transport: Transport, begin_s: float, end_s: float) -> None:
         line = transport.line()
