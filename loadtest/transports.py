@@ -131,23 +131,37 @@ class LeanTransport:
 
 
 class _Reader:
-    """httptools' callbacks for one answer."""
+    """Reads the answers of one connection, one after the other.
 
-    __slots__ = ("body", "done", "keep", "parser")
+    It and httptools' parser hold each other: one for each answer would leave the cyclic collector so many that its
+    passes of 0.1 s and more were taken for the daemon's times.
+    """
+
+    __slots__ = ("_parser", "body", "done", "keep", "status")
 
     def __init__(self) -> None:
-        self.parser = httptools.HttpResponseParser(self)
+        self._parser = httptools.HttpResponseParser(self)
+        self.expect()
+
+    def expect(self) -> None:
+        """The next answer begins."""
+        self.status = 0
         self.body = b""
         self.done = False
         self.keep = False
+
+    def feed(self, data: bytes | bytearray) -> None:
+        """What came. Raises httptools.HttpParserError for what is no answer."""
+        self._parser.feed_data(data)
 
     def on_body(self, body: bytes) -> None:
         self.body += body
 
     def on_message_complete(self) -> None:
         # An interim answer (1xx) is not the answer.
-        if self.parser.get_status_code() >= 200:
-            self.keep = self.parser.should_keep_alive()
+        self.status = self._parser.get_status_code()
+        if self.status >= 200:
+            self.keep = self._parser.should_keep_alive()
             self.done = True
 
 
@@ -156,6 +170,7 @@ class _LeanLine:
     _target: Target
     _tls: ssl.SSLContext | None
     _stream: trio.abc.Stream | None = None
+    _reader: _Reader = field(default_factory=_Reader)
     _heads: dict[str, bytes] = field(default_factory=dict)
 
     async def post(self, path: str, body: bytes) -> Answer:
@@ -182,7 +197,7 @@ class _LeanLine:
                 if self._stream is not None and _has_ended(self._stream):
                     await self.aclose()  # while it was idle: that is not the daemon's fault
                 if self._stream is None:
-                    self._stream = await self._connect()
+                    self._stream, self._reader = await self._connect(), _Reader()
                 answer = await self._once(self._stream, request)
         except (OSError, trio.BrokenResourceError, trio.TooSlowError, httptools.HttpParserError) as error:
             await self.aclose()
@@ -205,7 +220,8 @@ class _LeanLine:
 
     async def _once(self, stream: trio.abc.Stream, request: bytes) -> Answer | None:
         """None when the peer closed without a byte."""
-        reader = _Reader()
+        reader = self._reader
+        reader.expect()
         await stream.send_all(request)
         began = False
         while not reader.done:
@@ -215,10 +231,10 @@ class _LeanLine:
                     raise trio.BrokenResourceError("cut within the answer")
                 return None
             began = True
-            reader.parser.feed_data(data)
+            reader.feed(data)
         if not reader.keep:
             await self.aclose()
-        return Answer(reader.parser.get_status_code(), reader.body)
+        return Answer(reader.status, reader.body)
 
 
 def _has_ended(stream: trio.abc.Stream) -> bool:

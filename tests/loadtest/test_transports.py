@@ -1,5 +1,7 @@
 """Both transports do the same."""
 
+import gc
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -23,6 +25,16 @@ def always(*said):
         return said[min(number, len(said)) - 1]
 
     return script
+
+
+@contextmanager
+def collecting_never():
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 async def test_a_post_and_its_answer(open_transport):
@@ -55,6 +67,17 @@ async def test_a_connection_is_kept(open_transport):
         for _ in range(5):
             await line.post("/", b"{}")
         assert (peer.connections, len(peer.requests)) == (1, 5)
+        await line.aclose()
+
+
+async def test_answers_leave_nothing_for_the_cyclic_collector():
+    async with serving(always(answer())) as peer, TRANSPORTS["lean"](Target(peer.url)) as transport:
+        line = transport.line()
+        await line.post("/", b"{}")
+        with collecting_never():
+            for _ in range(100):
+                await line.post("/", b"{}")
+            assert gc.collect() < 100
         await line.aclose()
 
 
