@@ -48,7 +48,7 @@ class HugePages:
 def tend(large: int = _LARGE) -> bool:
     """Have a heap of which ``large`` bytes or more are in use on huge pages; False: there are none on this system."""
     try:
-        with _MAPS.open() as maps:
+        with _MAPS.open(errors="replace") as maps:  # names of mapped files may be any bytes
             pages = list(heap_pages(maps))
     except OSError:
         return False

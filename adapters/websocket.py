@@ -31,7 +31,13 @@ HEARTBEAT_S: Final = 20.0
 _CLOSE_S: Final = 1.0
 _HANDSHAKE_S: Final = 10.0
 _VERSION: Final = b"13"
-_OF_HANDSHAKE: Final = (b"host", b"upgrade", b"connection", b"sec-websocket-")
+_OF_HANDSHAKE: Final = (b"upgrade", b"connection", b"sec-websocket-")
+_VERSION_ASKED: Final = b"sec-websocket-version"
+_KEY: Final = b"sec-websocket-key"
+_PROTOCOLS: Final = b"sec-websocket-protocol"
+_HEAD: Final = (
+    b"GET / HTTP/1.1\r\nhost: localhost\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\n"
+)
 
 _encode: Final = msgspec.json.Encoder().encode
 _convert: Final = msgspec.convert
@@ -246,20 +252,24 @@ async def _close(socket: WebSocketConnection, reason: CloseReason, text: str) ->
 
 
 def _handshake(request: Request) -> bytes:
-    """The head of an opening handshake (RFC 6455 section 4.1) again, with the headers that are about it.
+    """The head of an opening handshake (RFC 6455 section 4.1) for wsproto, with what this one asks for and no more.
 
-    Raises Refusal, in our own words, for what wsproto would refuse without any, or not expect at all.
+    Host, path, method and upgrade were looked at before it came here, by our rules; wsproto has others, and leaves who
+    breaks them without a word or raises what it does not declare. Raises Refusal.
     """
-    headers = [header for header in request.headers if header[0].lower().startswith(_OF_HANDSHAKE)]
+    headers = [header for header in request.headers if header[0].startswith(_OF_HANDSHAKE)]
+    if request.version != "1.1":
+        raise Refusal(400, "bad_upgrade", "a WebSocket begins with HTTP/1.1 (RFC 6455)")
     if not all(value.isascii() for _, value in headers):
         raise Refusal(400, "bad_upgrade", "a header of the handshake holds bytes that are not ASCII")
-    if request.header(b"sec-websocket-version") != _VERSION:
-        ours = b"sec-websocket-version: %b\r\n" % _VERSION
+    if [value for name, value in headers if name == _VERSION_ASKED] != [_VERSION]:
+        ours = b"upgrade: websocket\r\nsec-websocket-version: %b\r\n" % _VERSION
         raise Refusal(426, "upgrade_required", "Sec-WebSocket-Version must be 13 (RFC 6455)", ours)
-    if not request.header(b"sec-websocket-key"):
-        raise Refusal(400, "bad_upgrade", "Sec-WebSocket-Key is missing (RFC 6455)")
-    lines = [b"GET %b HTTP/1.1" % request.target, *(b"%b: %b" % header for header in headers)]
-    return b"\r\n".join(lines) + b"\r\n\r\n"
+    keys = [value for name, value in headers if name == _KEY]
+    if len(keys) != 1 or not keys[0]:
+        raise Refusal(400, "bad_upgrade", "Sec-WebSocket-Key must be there once (RFC 6455)")
+    asked = [header for header in headers if header[0] in (_KEY, _PROTOCOLS)]
+    return _HEAD + b"".join(b"%b: %b\r\n" % header for header in asked) + b"\r\n"
 
 
 class _ReplayStream(trio.abc.Stream):

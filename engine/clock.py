@@ -16,7 +16,7 @@ _Zoned = Annotated[datetime, msgspec.Meta(tz=True)]
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 # A leap second is legal in RFC 3339 and unknown to datetime: it is taken as the second after :59.
 _LEAP: Final = re.compile(r"(.{16}):60(.*)")
-_FINER: Final = re.compile(r"(\.\d{6})\d+")  # than microseconds
+_FINER: Final = re.compile(r"(\.[0-9]{6})[0-9]+")  # than microseconds
 # Seconds that are kept written out: some minutes. Times come close together, and a date costs most of a time.
 _SECONDS_KEPT: Final = 300
 

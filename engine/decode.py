@@ -237,6 +237,7 @@ _SPELLINGS: Final[dict[str, tuple[str, int, Check]]] = {
     for rank, spelling in enumerate((name, *others))
 }
 _NEVER_KEPT: Final = ("code", "result")
+_NESTED: Final = ("data", "metadata", *_NEVER_KEPT)  # means nothing, or something else, inside ``data``
 
 
 def decode_body(body: bytes, *, ndjson: bool, received_at: int, max_events: int) -> Decoded:
@@ -376,17 +377,16 @@ def _take(source: dict[str, Any], values: dict[str, Any]) -> None:
 
 
 def _lift(data: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """Seed-style events carry fields inside ``data``: take those that the event itself lacks; return what stays."""
-    nested = {"data", "metadata"}
-    found = {
-        key: value
-        for key, value in data.items()
-        if key in _SPELLINGS and key not in nested and (_SPELLINGS[key][0] not in values or key in _NEVER_KEPT)
-    }
-    if not found:
+    """Seed-style events carry fields inside ``data``: take those that the event itself lacks; return what stays.
+
+    What is never kept is dropped whatever it is: with a client of its own kind, `result` may be an object.
+    """
+    taken = {key for key in data if key in _SPELLINGS and key not in _NESTED and _SPELLINGS[key][0] not in values}
+    dropped = taken.union(_NEVER_KEPT)
+    if dropped.isdisjoint(data):
         return data
-    _take(found, values)
-    return {key: value for key, value in data.items() if key not in found}
+    _take({key: data[key] for key in taken}, values)
+    return {key: value for key, value in data.items() if key not in dropped}
 
 
 def _object_text(name: str, value: dict[str, Any]) -> str:

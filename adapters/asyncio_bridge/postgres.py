@@ -76,8 +76,8 @@ class Connection:
                     command_timeout=_STATEMENT_S,
                     server_settings={"application_name": "classpulse"},
                 )
-                raw._transport.max_size = _RECEIVE_BYTES  # noqa: SLF001 - nobody else can tell asyncio
                 try:
+                    raw._transport.max_size = _RECEIVE_BYTES  # noqa: SLF001 - nobody else can tell asyncio
                     await trio_asyncio.aio_as_trio(raw.set_builtin_type_codec)(
                         "timestamptz", schema="pg_catalog", codec_name="bigint", format="binary"
                     )

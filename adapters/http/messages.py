@@ -82,7 +82,9 @@ def kept(data: bytes) -> bytes:
 def internal(request: Request, headers: bytes = b"") -> bytes:
     """The answer where our own code failed."""
     message = "a fault of ours; it is in the log"
-    return error(500, "internal", message, headers=headers, keep_alive=request.keep_alive)
+    return error(
+        500, "internal", message, headers=headers, keep_alive=request.keep_alive, with_body=request.method != b"HEAD"
+    )
 
 
 def error(

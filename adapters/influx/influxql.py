@@ -4,7 +4,7 @@ Values that a client chose are bound (``params``, InfluxDB 1.6's documentation, 
 who writes a statement here puts names and numbers of this program into it, and nothing else.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import httpx
@@ -69,15 +69,20 @@ class InfluxQl:
             base_url=target.url,
             auth=target.authorization,
             headers=target.headers,
-            timeout=httpx.Timeout(_PATIENCE_S, connect=_CONNECT_S),
+            timeout=httpx.Timeout(None, connect=_CONNECT_S),
             trust_env=False,
         )
 
     async def query(self, *statements: str, bound: Bound) -> list[list[Point]]:
         """Run statements; returns the points of each. ``bound``: the values of ``$name`` in them.
 
-        Raises StoreUnavailableError, and StoreRefusedError where trying again is of no use.
+        Raises StoreUnavailableError, for one that takes too long too; StoreRefusedError where trying again is no use.
         """
+        with trio.move_on_after(_PATIENCE_S):
+            return await self._ask(statements, bound)
+        raise StoreUnavailableError(f"InfluxDB: the query took longer than {_PATIENCE_S:.0f} s: ask for less")
+
+    async def _ask(self, statements: Sequence[str], bound: Bound) -> list[list[Point]]:
         form = {
             **self._place,
             "epoch": "ns",
@@ -96,7 +101,7 @@ class InfluxQl:
         except StoreUnavailableError as error:
             # The fault of the first of several statements is told under this name (InfluxDB 1.6); alone it says more.
             if len(statements) > 1 and _NOT_EXECUTED in str(error):
-                await self.query(statements[0], bound=bound)
+                await self._ask(statements[:1], bound)
             raise
         if len(results) != len(statements):
             raise StoreUnavailableError("InfluxDB: the answer is not complete")

@@ -98,20 +98,24 @@ class PostgresSeries:
 
     async def notebook_summary(self, class_id: str, path: str) -> dict[str, Any]:
         """See `engine.ports.SeriesQueries`."""
-        runs, halves = await self._fetch_both(_MEDIANS, class_id, path)
+        with patience():
+            runs, halves = await self._fetch_both(_MEDIANS, class_id, path)
+            total = await self.total_cells(class_id, path)
         medians = {row[0]: row[1] for row in halves}
         done = {row[1]: row[2] for row in runs if row[0] is None}
         cells = [CellWork(row[0], row[2], row[3], row[4], medians.get(row[0])) for row in runs if row[0] is not None]
-        return notebook_summary(done, cells, await self.total_cells(class_id, path))
+        return notebook_summary(done, cells, total)
 
     async def notebook_parts(self, class_id: str, path: str) -> NotebookParts:
         """The same for several databases that hold a class together: medians cannot be made of medians."""
-        runs, durations = await self._fetch_both(_DURATIONS, class_id, path)
+        with patience():
+            runs, durations = await self._fetch_both(_DURATIONS, class_id, path)
+            total = await self.total_cells(class_id, path)
         return NotebookParts(
             {row[1]: row[2] for row in runs if row[0] is None},
             [CellWork(row[0], row[2], row[3], row[4], None) for row in runs if row[0] is not None],
             [(row[0], row[1], row[2]) for row in durations],
-            await self.total_cells(class_id, path),
+            total,
         )
 
     async def total_cells(self, class_id: str, path: str) -> int:

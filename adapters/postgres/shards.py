@@ -8,7 +8,7 @@ import structlog
 import trio
 
 from engine.cohort import NotebookTotals
-from engine.errors import StoreRefusedError, StoreUnavailableError
+from engine.errors import ClasspulseError, StoreRefusedError, StoreUnavailableError
 from engine.event import UserKey
 from engine.ports import Retention, StoredOffsets
 from engine.session import UserState
@@ -23,14 +23,14 @@ log = structlog.get_logger("shards")
 
 
 async def ask_each(parts: Sequence[Part], question: Callable[[Part], Awaitable[Answer]]) -> list[Answer]:
-    """All answers, in order. When some fail the first refusal is raised, else the first that is away."""
+    """All answers, in order. When some fail, the first that is not away has its fault raised, else the first."""
     answers: list[Any] = [None] * len(parts)
-    faults: dict[int, StoreRefusedError | StoreUnavailableError] = {}
+    faults: dict[int, ClasspulseError] = {}
 
     async def ask(place: int, part: Part) -> None:
         try:
             answers[place] = await question(part)
-        except (StoreRefusedError, StoreUnavailableError) as error:
+        except ClasspulseError as error:
             faults[place] = error
 
     async with trio.open_nursery() as nursery:

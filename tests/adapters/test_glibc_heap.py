@@ -48,6 +48,17 @@ for megabytes in map(int, sys.argv[1:]):
     print(give_back_free(), (before - resident()) / 2**20, give_back_free())
 """
 
+# Most of what a small program's heap has in memory is free, and it is little.
+LITTLE = """
+from adapters.glibc_heap import _SHARE, _SMAPS, give_back_free, heap_resident, mallinfo
+
+blocks = [b"1" * 8000 for _ in range(768)]
+stays = bytes(8100)  # behind them: the end of the heap goes back by itself
+del blocks
+resident = heap_resident(_SMAPS.open())
+print(give_back_free(), resident - mallinfo().uordblks > _SHARE * resident)
+"""
+
 # malloc_info(3) says which heaps there are; four threads take something of more than Python's own blocks.
 THREADS = """
 import ctypes, sys, threading
@@ -105,6 +116,10 @@ def test_what_little_is_free_stays_where_it_is():
     ((given, shrank, _),) = bursts(8)  # of 24: less than what a burst leaves
     assert not given
     assert shrank < 1
+
+
+def test_what_is_most_of_a_small_heap_stays_too():
+    assert said(LITTLE).split() == ["False", "True"]
 
 
 def test_threads_have_one_heap():

@@ -20,6 +20,7 @@ from tests.adapters.events import NOW
 from tests.adapters.framing import BAD_FRAMING
 from tests.e2e.wire import Connection, Disconnected, request_bytes
 
+BROKEN = "/api/v1/classes/broken/overview"
 EVENTS = "/api/v1/events"
 MAX_HEADER, MAX_BODY = 4096, 10_000
 JSON = (("Content-Type", "application/json"),)
@@ -575,7 +576,7 @@ async def test_other_methods_are_told_which_there_are(edge, method):
 
 async def test_the_answer_to_head_has_no_body(edge):
     async with edge.connect() as connection:
-        for path, status in (("/livez", 200), ("/nowhere", 404), (EVENTS, 405), ("/api/v1/stream", 426)):
+        for path, status in (("/livez", 200), ("/nowhere", 404), (EVENTS, 405), ("/api/v1/stream", 426), (BROKEN, 500)):
             await connection.send(request_bytes("HEAD", path, host=f"127.0.0.1:{edge.port}"))
             head = (await connection._until(b"\r\n\r\n")).decode()
             assert head.startswith(f"HTTP/1.1 {status} ")
@@ -619,7 +620,7 @@ async def test_an_unknown_route_and_method_have_the_shape_of_errors(edge):
 
 async def test_a_route_that_fails_is_a_500_and_the_connection_goes_on(edge):
     async with edge.connect() as connection:
-        answer = await connection.request("GET", "/api/v1/classes/broken/overview")
+        answer = await connection.request("GET", BROKEN)
         assert_error(answer, 500, "internal")
         assert (await connection.request("GET", "/livez")).status == 200
 

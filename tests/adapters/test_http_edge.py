@@ -6,6 +6,7 @@ import socket
 import zlib
 
 import pytest
+import structlog
 import trio
 
 from tests.adapters.framing import BAD_FRAMING
@@ -114,21 +115,40 @@ async def test_the_stream_without_an_upgrade_is_426(edge):
         (b"Version: 13\r\n", b"Version: 13\r\nSec-WebSocket-Extensions: \xe9\r\n", 400),
         (b"Version: 13\r\n", b"Version: 13\r\nConnection: \xe9\r\n", 400),
         (b"Version: 13\r\n", b"Version: 13\r\nUpgrade: \xe9\r\n", 400),
+        (b"Version: 13\r\n", b"Version: 13\r\nSec-WebSocket-Version: 8\r\n", 426),
+        (b"Sec-WebSocket-Key", b"Sec-WebSocket-Key: eA==\r\nSec-WebSocket-Key", 400),
+        (b"HTTP/1.1", b"HTTP/1.0", 400),
     ],
     ids=repr,
 )
-async def test_what_is_no_handshake_is_told_why(edge, caplog, old, new, status):
+async def test_what_is_no_handshake_is_told_why(edge, old, new, status):
     assert old in upgrade(edge)
-    answer = await edge.raw(upgrade(edge).replace(old, new))
+    with structlog.testing.capture_logs() as logs:
+        answer = await edge.raw(upgrade(edge).replace(old, new))
     assert_error(answer, status, {400: "bad_upgrade", 426: "upgrade_required"}[status])
-    assert answer.header("sec-websocket-version") == ("13" if status == 426 else None)
-    assert not caplog.records
+    asked = ("websocket", "13") if status == 426 else (None, None)
+    assert (answer.header("upgrade"), answer.header("sec-websocket-version")) == asked
+    assert not logs
 
 
-async def test_what_has_nothing_to_do_with_the_handshake_does_not_hinder_it(edge):
-    cookie = b"Cookie: name=\xe9\r\nSec-WebSocket-Version"
+@pytest.mark.parametrize(
+    "extra", [b"Cookie: name=\xe9", b"Connection: keep-alive", b"Upgrade: h2c", b"Sec-WebSocket-Extensions: x; y=1"]
+)
+async def test_what_has_nothing_to_do_with_the_handshake_does_not_hinder_it(edge, extra):
     async with edge.connect() as connection:
-        await connection.send(upgrade(edge).replace(b"Sec-WebSocket-Version", cookie))
+        await connection.send(upgrade(edge)[:-2] + extra + b"\r\n\r\n")
+        assert (await connection._until(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+
+
+@pytest.mark.parametrize(
+    ("target", "host"),
+    [(b"/api/v1/stream", b"xn--80a1acny.xn--p1ai:8765"), (b"http://localhost/api/v1/stream", b"xn--a")],
+)
+async def test_names_that_no_codec_knows_listen_too(make_edge, target, host):
+    edge = await make_edge(allowed_hosts=("xn--80a1acny.xn--p1ai", "localhost"))
+    head = upgrade(edge).replace(b"/api/v1/stream", target).replace(b"127.0.0.1:%d" % edge.port, host)
+    async with edge.connect() as connection:
+        await connection.send(head)
         assert (await connection._until(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
 
 

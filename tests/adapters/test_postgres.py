@@ -340,9 +340,7 @@ async def test_a_server_that_is_away_is_unavailable(loop):
         assert "s3cret" not in str(away.value)
 
 
-async def test_a_query_that_waits_for_long_is_given_up_and_so_is_one_that_waits_for_its_turn(
-    loop, database, store, monkeypatch
-):
+async def test_a_query_that_waits_for_long_is_given_up(loop, database, store, monkeypatch):
     monkeypatch.setattr("adapters.postgres.pool.PATIENCE_S", 0.3)
     async with opened(store):
         reads = ReadPool(lambda: database.dsn)
@@ -351,6 +349,7 @@ async def test_a_query_that_waits_for_long_is_given_up_and_so_is_one_that_waits_
         locking = await Connection.connect(database.dsn)
         asked = (
             *[lambda: series.activity("default", window, "none")] * 5,
+            lambda: series.notebook_summary("default", "n.ipynb"),
             lambda: sessions.user_sessions("ann", "default", None, 10, None),
             lambda: sessions.class_sessions("default", 0, 10, None),
         )
@@ -372,6 +371,14 @@ async def test_a_query_that_waits_for_long_is_given_up_and_so_is_one_that_waits_
             await locking.close()
             await reads.close()
         assert len(told) == len(asked)
+
+
+async def test_a_query_that_waits_for_its_turn_for_long_is_given_up(loop, database, monkeypatch):
+    monkeypatch.setattr("adapters.postgres.pool.PATIENCE_S", 0.3)
+    series = PostgresSeries(ReadPool(lambda: database.dsn))
+    async with series._turn, series._turn:
+        with trio.fail_after(10), pytest.raises(StoreUnavailableError, match="longer than"):
+            await series.activity("default", Window(NOW, NOW + 60_000, 60_000), "none")
 
 
 async def test_while_nobody_knows_where_it_is_it_is_unavailable(loop):

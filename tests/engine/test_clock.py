@@ -37,13 +37,18 @@ def test_a_leap_second_is_the_second_after(text):
     assert rfc3339(parse_rfc3339(text)) == "2017-01-01T00:00:00.000Z"
 
 
-def test_digits_past_the_millisecond_are_dropped():
+def test_what_is_finer_than_microseconds_is_rounded_to_them_and_what_is_finer_than_milliseconds_dropped():
     assert parse_rfc3339("2026-11-23T14:53:51.830999Z") == 1_795_445_631_830
+    assert parse_rfc3339("2026-11-23T14:53:51.8309996Z") == 1_795_445_631_831
     assert rfc3339(parse_rfc3339("9999-12-31T23:59:59.9999999Z")) == "9999-12-31T23:59:59.999Z"
 
 
 @pytest.mark.parametrize(
-    "text", ["", "now", "2026-11-23", "2026-11-23T14:53:51", "2026-13-01T00:00:00Z", "1795445631830"]
+    "text",
+    [
+        *("", "now", "2026-11-23", "2026-11-23T14:53:51", "2026-13-01T00:00:00Z", "1795445631830"),
+        *("2026-11-23T14:53:51.12345\u0663Z", "2026-11-23T14:53:51.123456\u0663Z"),
+    ],
 )
 def test_anything_else_is_a_value_error(text):
     with pytest.raises(ValueError):

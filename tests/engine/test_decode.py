@@ -437,6 +437,13 @@ def test_the_events_own_field_stands_before_the_one_in_data():
     assert json.loads(event.data or "") == {"cell_index": 2, "x": None}
 
 
+def test_what_is_never_kept_may_be_anything_inside_data():
+    """A client of another kind has a result of its own there: no reason to lose the event."""
+    event = taken(data={"result": {"score": 3}, "code": [1], "kept": 1})
+    assert event.data == '{"kept":1}'
+    assert taken(data={"result": {"score": 3}}).data is None
+
+
 def test_what_is_wrong_inside_data_is_named():
     assert refused(data={"cellIndex": "4"}).startswith("cell_index: ")
 
