@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from loadtest.durations import written
-from loadtest.errors import InterruptedSearchError
+from loadtest.errors import InterruptedSearchError, LoadTestError, all_of
 from loadtest.result import Judgement, Result
 
 # The border is known well enough when the two sides are this near, as a share of the larger.
@@ -55,13 +55,14 @@ class Probe(msgspec.Struct):
 
 
 class Answer(msgspec.Struct):
-    """What the search found. `limit` None: nothing broke up to the most that was tried."""
+    """What the search found. `breaks` None: nothing broke up to the most that was tried."""
 
     carries: int  # the most students with which everything held
     breaks: Probe | None
     probes: list[Probe]
     asked: Probe | None = None  # at the size of `--students`
     interrupted: bool = False
+    ended: str = ""  # why the search could not go on
 
     @property
     def generator_bound(self) -> bool:
@@ -77,11 +78,13 @@ class Answer(msgspec.Struct):
 
     def text(self) -> str:
         """The answer for people."""
-        many = f"at least {self.carries}" if self.breaks is None or self.generator_bound else str(self.carries)
+        many = f"{self._at_least}{self.carries}"
         rate = next((probe.events_per_s for probe in self.probes if probe.students == self.carries), None)
         lines = [f"capacity: {many} students" + (f", {rate:,.0f} events/s" if rate else "")]
         if self.interrupted:
             lines.append("  interrupted: the search was not over")
+        elif self.ended:
+            lines.append(f"  the search could not go on: {self.ended}")
         elif self.breaks is None:
             lines.append("  no promise broke up to the most that was tried (--most)")
         if self.breaks is not None:
@@ -98,10 +101,14 @@ class Answer(msgspec.Struct):
             lines.append(f"  {probe.students:>8}  {'yes ' if probe.held else 'no  '}  {shown}; {probe.state}")
         return "\n".join(lines)
 
+    @property
+    def _at_least(self) -> str:
+        return "at least " if self.breaks is None or self.generator_bound or self.ended else ""
+
     def _headroom(self, asked: Probe) -> str:
         if not asked.held:
             return f"  at the {asked.students} students asked for: not carried; broke {asked.broke_first}"
-        spare = f"{'at least ' if self.breaks is None else ''}x {self.carries / asked.students:.1f}"
+        spare = f"{self._at_least}x {self.carries / asked.students:.1f}"
         return (
             f"  at the {asked.students} students asked for: headroom {spare} in students; "
             f"the nearest promise is at {asked.strain:.0%} of its bound; {asked.state}"
@@ -147,14 +154,22 @@ class _Search:
 async def search(
     probe: Callable[[int], Awaitable[Probe]], *, first: int, most: int, asked: int | None = None
 ) -> Answer:
-    """Double until it breaks, then halve the gap. `asked` is tried first. An interrupted search tells what it knows."""
+    """Double until it breaks, then halve the gap. `asked` is tried first.
+
+    A search that is interrupted, or comes to a size that cannot be tried, tells what it knows; LoadTestError when that
+    is nothing.
+    """
     known = _Search(probe, most)
-    interrupted = False
+    interrupted, ended = False, ""
     try:
         await known.run(first, asked)
-    except InterruptedSearchError:
+    except* InterruptedSearchError:
         interrupted = True
-    return Answer(known.good, known.bad, list(known.tried.values()), known.wanted, interrupted)
+    except* LoadTestError as group:
+        if not known.tried:
+            raise
+        ended = str(all_of(group)[0])
+    return Answer(known.good, known.bad, list(known.tried.values()), known.wanted, interrupted, ended)
 
 
 def probe_of(students: int, result: Result) -> Probe:

@@ -32,7 +32,7 @@ from loadtest import (
 )
 from loadtest import result as results
 from loadtest.display import display, text
-from loadtest.errors import InterruptedSearchError, LoadTestError, UsageError
+from loadtest.errors import InterruptedSearchError, LoadTestError, UsageError, all_of
 from loadtest.local import Servers
 from loadtest.options import DEFAULT_URL, MOST_SUBSCRIBERS, MOST_WORKERS, parser
 from loadtest.plan import Plan
@@ -42,6 +42,9 @@ from loadtest.scenarios import Scenario
 from loadtest.shapes import Shape
 
 HELD, BROKEN, USAGE = 0, 1, 2
+ENDED: Final = "ended by a signal, before all was done"
+# To so many events one beside: calls for help come on top of the rate, and chance has its part.
+ONE_BESIDE: Final = 10
 # httpx costs some 1 ms of CPU a request; above this rate a core is not enough for it and the daemon's neighbours.
 HTTPX_UP_TO: Final = 100.0
 
@@ -60,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"loadtest: {error}", file=sys.stderr)
         return BROKEN
     except KeyboardInterrupt:
-        print("loadtest: ended before there was a result", file=sys.stderr)
+        print(f"loadtest: {ENDED}", file=sys.stderr)
         return BROKEN
     except BaseExceptionGroup as group:
         return _told(group)
@@ -79,14 +82,10 @@ def _told(group: BaseExceptionGroup[BaseException]) -> int:
     if rest is not None:
         raise rest
     assert known is not None
-    found: list[BaseException] = [known]
-    while found:
-        error = found.pop()
-        if isinstance(error, BaseExceptionGroup):
-            found += error.exceptions
-        else:
-            print(f"loadtest: {str(error) or 'ended before there was a result'}", file=sys.stderr)
-    return BROKEN
+    found = all_of(known)
+    for said in dict.fromkeys(str(error) or ENDED for error in found):
+        print(f"loadtest: {said}", file=sys.stderr)
+    return USAGE if any(isinstance(error, UsageError) for error in found) else BROKEN
 
 
 def _play(arguments: argparse.Namespace) -> int:
@@ -96,15 +95,18 @@ def _play(arguments: argparse.Namespace) -> int:
     _check_limits(arguments)
     outputs.check(arguments.json, arguments.html)
     planned_events = ceil(scenario.events_per_s * scenario.duration_s)
-    if planned_events > arguments.max_events:  # or the load would end on its way, and say nothing
-        raise UsageError(f"up to {planned_events:,} events are planned: say --max-events {planned_events}")
-    with _servers(arguments) as (found, servers), display() as shown:
-        run = _run(arguments, scenario_name, scenario, found, servers, shown=shown)
-        run.faults = planned
-        result = trio.run(run.play, strict_exception_groups=True)
-    written = outputs.written(arguments.json, results.packed(result))
-    written &= outputs.written(arguments.html, report.html(result).encode() if arguments.html else b"")
-    outputs.tell(text(result))
+    most = planned_events + ceil(planned_events / ONE_BESIDE)
+    if most > arguments.max_events:  # or the load would end on its way
+        raise UsageError(f"up to {most:,} events are planned: say --max-events {most}")
+    with _servers(arguments) as (found, servers):
+        with display() as shown:
+            run = _run(arguments, scenario_name, scenario, found, servers, shown=shown)
+            run.faults = planned
+            result = trio.run(run.play, strict_exception_groups=True)
+        # Before the servers are stopped: that takes a while, and somebody may not want to wait for it.
+        written = outputs.written(arguments.json, results.packed(result))
+        written &= outputs.written(arguments.html, report.html(result).encode() if arguments.html else b"")
+        outputs.tell(text(result))
     return HELD if result.ok and written else BROKEN
 
 
@@ -124,10 +126,15 @@ def _capacity(arguments: argparse.Namespace) -> int:
     _check_limits(arguments)
     outputs.check(arguments.json, arguments.html)
     asked = arguments.students
+    if arguments.most > scenarios.MOST_PEOPLE:
+        raise UsageError(f"--most: at most {scenarios.MOST_PEOPLE}")
     if asked is not None and asked > arguments.most:
         raise UsageError(f"--students {asked} is more than --most {arguments.most}")
-    rate = arguments.rate / asked if arguments.rate and asked else base.events_per_s / base.students
-    with _servers(arguments) as (found, servers), display() as shown:
+    rate = base.events_per_s / base.students
+    if arguments.rate is not None and asked is not None:
+        rate = arguments.rate / asked
+    with _servers(arguments) as (found, servers):
+        shown = display()
 
         async def probe(students: int) -> capacity.Probe:
             scenario = scenarios.tuned(
@@ -151,9 +158,10 @@ def _capacity(arguments: argparse.Namespace) -> int:
         search = partial(
             capacity.search, capacity.confirmed(probe), first=min(50, arguments.most), most=arguments.most, asked=asked
         )
-        answer = trio.run(search, strict_exception_groups=True)
-    written = outputs.written(arguments.json, msgspec.json.format(msgspec.json.encode(answer), indent=1) + b"\n")
-    outputs.tell(answer.text())
+        with shown:
+            answer = trio.run(search, strict_exception_groups=True)
+        written = outputs.written(arguments.json, msgspec.json.format(msgspec.json.encode(answer), indent=1) + b"\n")
+        outputs.tell(answer.text())
     return HELD if answer.ok and written else BROKEN
 
 
@@ -178,6 +186,8 @@ def _scenario_name(arguments: argparse.Namespace) -> str:
         if arguments.rate is not None:
             raise UsageError("replay keeps the distances of the recording: --speed changes them, --rate cannot")
         return f"replay:{files[0].resolve()}"
+    if arguments.speed != 1:
+        raise UsageError("--speed is of replay")
     if files:
         raise UsageError(f"what is {files[0]}? Only replay and compare take files")
     name: str = arguments.scenario

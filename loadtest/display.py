@@ -2,6 +2,7 @@
 
 import sys
 from collections import deque
+from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self, TextIO
 
@@ -37,7 +38,8 @@ class PlainDisplay:
 
     def say(self, text: str) -> None:
         """See `progress.Display`."""
-        print(text, file=self._out, flush=True)
+        with suppress(OSError):  # nobody reads it any more: the run goes on
+            print(text, file=self._out, flush=True)
 
     def tick(self, news: Progress) -> None:
         """See `progress.Display`."""

@@ -15,3 +15,10 @@ class TransportError(Exception):
 
 class InterruptedSearchError(LoadTestError):
     """Somebody ended a run of a search."""
+
+
+def all_of(error: BaseException) -> list[BaseException]:
+    """What a group of groups is made of; of any other error, itself."""
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    return [leaf for part in error.exceptions for leaf in all_of(part)]

@@ -21,6 +21,7 @@ from loadtest.errors import TransportError
 from loadtest.histograms import Histogram
 from loadtest.ledger import ACKNOWLEDGED, REFUSED, UNKNOWN, Entry, Tally
 from loadtest.plan import Clock, Plan
+from loadtest.pulse import pulse
 from loadtest.shapes import Span
 from loadtest.target import EVENTS
 from loadtest.transports import TRANSPORTS, Line, Transport
@@ -28,8 +29,6 @@ from loadtest.users import Get, Post, Steps, VirtualUser
 
 # As cell_monitor: after a 5xx, a refused connection or 8 s of silence the same event again, then given up.
 RETRY_AFTER_S: Final = (0.5, 1.0, 2.0)
-# How often this process looks how late it wakes, in seconds.
-PULSE_S: Final = 0.02
 # Steps without a wait in a row that count as due when time is up: who never waits has no end of them.
 _MOST_AT_ONCE: Final = 100
 _SESSIONS: Final = ("sessionId", "session_id")
@@ -108,7 +107,7 @@ class Generator:
         deadline = trio.current_time() + scenario.duration_s + plan.grace_s - clock.offset_s
         with self._scope, trio.move_on_at(deadline):
             async with TRANSPORTS[plan.transport](plan.target) as transport, trio.open_nursery() as nursery:
-                nursery.start_soon(self._pulse, scenario.duration_s)
+                nursery.start_soon(pulse, clock, scenario.duration_s, self.tally.behind)
                 for index in self._indices:
                     person = scenario.person(index, plan.run, plan.class_id)
                     whole = [Span(0.0, scenario.duration_s)]
@@ -118,25 +117,19 @@ class Generator:
                         user = scenario.user(person, seed, plan.run)
                         nursery.start_soon(self._play, user, transport, span.begin_s, span.end_s)
 
-    async def _pulse(self, until_s: float) -> None:
-        """Measure how late this process wakes: the part of each time that is the generator's."""
-        due = self._clock.offset_s
-        while due < until_s:
-            due += PULSE_S
-            await trio.sleep(max(0.0, due - self._clock.offset_s))  # it may be over while we look at the clock
-            self.tally.behind.record(self._clock.offset_s - due)  # after a stall: of each look that was due
-
     async def _play(self, user: VirtualUser, transport: Transport, begin_s: float, end_s: float) -> None:
         line = transport.line()
         hand = _Hand(self, user, line)
         due = begin_s
         steps = user.steps(begin_s)
+        behind = 0  # steps in a row that are due with the one before, and time is up
         await self._sleep_until(begin_s)
         self._at_work += 1
         try:
             for wait_s, action in steps:
                 due += wait_s
-                if due > end_s or (not wait_s and self._clock.offset_s > end_s):
+                behind = 0 if wait_s or self._clock.offset_s <= end_s else behind + 1
+                if due > end_s or behind > _MOST_AT_ONCE:
                     break
                 await self._sleep_until(due)
                 if len(self.entries) >= self._most_events:
@@ -160,6 +153,7 @@ class Generator:
     def _overdue(self, hand: "_Hand", step: tuple[float, Post | Get], steps: Steps, end_s: float) -> None:
         """Time is up for the step in hand and all that are due behind it: each waited at least until now."""
         due, action = step
+        end_s = min(end_s, self._clock.offset_s)
         counted = hand.counted
         at_once = 0
         while True:
@@ -265,6 +259,7 @@ class _Hand:
         body = _encode([{"eventId": entry.event_id, "eventTime": f"{when[:-6]}Z", **post.fields}])
         doubtful = False  # an attempt of which nobody knows what became of it
         for pause_s in (*RETRY_AFTER_S, None):
+            entry.state = UNKNOWN  # the run may end before an answer comes
             fault, again, unknown = await self._attempt(body)
             if fault is None:
                 if not self.counted:

@@ -12,23 +12,32 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.came = False
-        self._stop: Callable[[], None] | None = None  # what a first one does now; None: it ends the run too
+        self._begun = False  # there is something to keep; before, a first one ends the run too
+        self._stop: Callable[[], None] | None = None  # what a first one does now
+        self._owed = False  # a first one came between two blocks, and stops the next
 
     async def listen(self, run: trio.CancelScope, *, task_status: trio.TaskStatus[None]) -> None:
         """Until cancelled; `run` is all of it."""
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             task_status.started()
             async for _ in signals:
-                if self.came or self._stop is None:
+                if self.came or not self._begun:
                     run.cancel()
+                    continue
+                self.came = True
+                if self._stop is None:
+                    self._owed = True
                 else:
-                    self.came = True
                     self._stop()
 
     @contextmanager
     def stopping_by(self, stop: Callable[[], None]) -> Iterator[None]:
         """What a first one does within the block."""
+        self._begun = True
         self._stop = stop
+        if self._owed:
+            self._owed = False
+            stop()
         try:
             yield
         finally:

@@ -48,7 +48,7 @@ class Tally(msgspec.Struct):
     capped: int = 0  # users who stopped because so many events as a run may have were sent
     kinds: dict[str, int] = {}  # what went wrong, how often
     behind: Histogram = msgspec.field(default_factory=Histogram)  # how late this process wakes: its own limit
-    cpu_s: float = 0.0
+    cpu_s: float = 0.0  # of the busiest process
 
     def second(self, offset_s: float) -> Second:
         """The second in which something was due."""
@@ -73,6 +73,7 @@ class Tally(msgspec.Struct):
             mine.query.merge(theirs.query)
         for kind, times in other.kinds.items():
             self.kinds[kind] = self.kinds.get(kind, 0) + times
-        for field in ("requests", "errors", "retries", "given_up", "overdue", "capped", "cpu_s"):
+        for field in ("requests", "errors", "retries", "given_up", "overdue", "capped"):
             setattr(self, field, getattr(self, field) + getattr(other, field))
+        self.cpu_s = max(self.cpu_s, other.cpu_s)
         self.behind.merge(other.behind)

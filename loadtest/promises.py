@@ -127,13 +127,15 @@ def _parse_one(text: str) -> Promise:
     if found is None:
         raise UsageError(f"promise: expected something like p99<100ms, got {text.strip()!r}")
     figure, relation, number, unit = found[1], found[2], found[3], found[4]
+    if number.count(".") > 1:
+        raise UsageError(f"promise: {number} is no number, in {text.strip()!r}")
     if rank_of(figure) is not None or FIGURES.get(figure, ("",))[0] == "s":
         if not unit and float(number or 0):
             raise UsageError(f"promise: {text.strip()!r} has no unit: write {figure}{relation}{number}ms, or s")
         bound = durations.seconds(number + unit)
     elif figure in FIGURES:
         wanted = FIGURES[figure][0]
-        if unit.upper() not in {"", wanted.upper()} or number.count(".") > 1:
+        if unit.upper() not in {"", wanted.upper()}:
             raise UsageError(f"promise: {figure} is a number{f' in {wanted}' if wanted else ''}, got {number + unit!r}")
         bound = float(number)
     else:

@@ -1,7 +1,7 @@
 """`replay FILE`: requests that real clients sent, played again by as many people as wanted, as fast as wanted.
 
 A file has one JSON object a line with `t_ms`, `method` and `body` (text). Events keep their order and distance; each
-gets the id, time, class and user of its new sender. Only POSTs of events are played; a repeat of an event id (a
+gets the id, time, class and user of its new sender. Only POSTs of events are played; a repeat of a user's event id (a
 client that sent again) is left out, because the player has retries of its own.
 """
 
@@ -22,9 +22,10 @@ from loadtest.users import Person, Post, Steps, VirtualUser
 IDS: Final = ("eventId", "event_id", "id")
 USERS: Final = ("emailAddress", "userId", "user_id")
 TYPES: Final = ("eventType", "event_type", "event")
+CLASSES: Final = ("class_id", "classId")
 _encode: Final = msgspec.json.Encoder().encode
 # What the player sets itself.
-_REPLACED: Final = (*IDS, *USERS, "eventTime", "timestamp", "event_timestamp", "time", "class_id", "classId")
+_REPLACED: Final = (*IDS, *USERS, "eventTime", "timestamp", "event_timestamp", "time", *CLASSES)
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,14 @@ def read(path: Path) -> list[Recorded]:
         events = [event for line in lines if line.get("method") == "POST" for event in _events(line)]
     except (OSError, ValueError, KeyError, AttributeError, TypeError, OverflowError, RecursionError) as error:
         raise UsageError(f"{path}: not a recording: {error}") from error
-    seen: set[str] = set()
+    seen: set[tuple[str, ...]] = set()
     kept: list[Recorded] = []
     for event in sorted(events, key=lambda event: event.at_s):
-        name = next((str(event.fields[key]) for key in IDS if key in event.fields), "")
-        if not name or name not in seen:
+        name = _first(event.fields, IDS)
+        whole = (_first(event.fields, CLASSES), _first(event.fields, USERS), name)
+        if not name or whole not in seen:
             kept.append(event)
-            seen.add(name)
+            seen.add(whole)
     if not kept:
         raise UsageError(f"{path}: holds no event that the contract knows")
     first = kept[0].at_s
@@ -67,6 +69,11 @@ def _events(line: dict[str, Any]) -> list[Recorded]:
         raise ValueError(f"t_ms: expected milliseconds, got {line['t_ms']}")
     _encode(known)  # what cannot be sent is found here: a lone surrogate is no UTF-8
     return [Recorded(at_s, event) for event in known]
+
+
+def _first(event: dict[str, Any], keys: tuple[str, ...]) -> str:
+    """What it says under any of these names; nothing where it says null."""
+    return next((str(event[key]) for key in keys if event.get(key) is not None), "")
 
 
 def _has(event: dict[str, Any], keys: tuple[str, ...]) -> bool:

@@ -78,7 +78,7 @@ class Result(msgspec.Struct):
     options: dict[str, Any]
     environment: dict[str, str]
     interrupted: bool
-    ok: bool
+    ok: bool  # neither interrupted nor a failure
     judgements: list[Judgement]
     checks: list[Check]
     figures: dict[str, float | None]  # times in seconds, `errors` in percent
@@ -100,19 +100,26 @@ class Result(msgspec.Struct):
         return any(check.name == STORED for check in self.checks)
 
     @property
+    def failures(self) -> list[str]:
+        """Why it is no success, a few words each."""
+        broken = [each.promise for each in self.judgements if not each.held]
+        reasons = {
+            f"{len(broken)} of {len(self.judgements)} promises broken": bool(broken),
+            "the load was not played to its end": self.capped,
+            "nothing was acknowledged": self.events["sent"] > 0 == self.events["acknowledged"],
+            "events are not accounted for": not all(check.held for check in self.checks),
+        }
+        return [reason for reason, holds in reasons.items() if holds]
+
+    @property
     def verdict(self) -> str:
         """In a few words."""
         if self.interrupted:
             return "INTERRUPTED: a part of the run, and no verdict on the whole"
-        broken = [each.promise for each in self.judgements if not each.held]
-        faults = [check.name for check in self.checks if not check.held]
-        if not broken and not faults and not self.capped:
-            missing = "nothing is missing" if self.counted else "nothing that the API shows is missing"
-            return f"HELD: every promise, and {missing}" if self.judgements else f"HELD: {missing}"
-        parts = [f"{len(broken)} of {len(self.judgements)} promises broken" * bool(broken)]
-        parts.append("the load was not played to its end" * self.capped)
-        parts.append("events are not accounted for" * bool(faults))
-        return "BROKEN: " + "; ".join(part for part in parts if part)
+        if failures := self.failures:
+            return f"BROKEN: {'; '.join(failures)}"
+        missing = "nothing is missing" if self.counted else "nothing that the API shows is missing"
+        return f"HELD: every promise, and {missing}" if self.judgements else f"HELD: {missing}"
 
 
 def figures(
@@ -181,16 +188,17 @@ def limits(tally: Tally, *, processes: int, loaded_s: float) -> Limits:
     """Whether the generator kept up with its own schedule."""
     late, longest = tally.behind.percentile(99), tally.behind.max
     # Over less than a second it says how long it took to begin.
-    cpu = tally.cpu_s / max(loaded_s, 1.0) / processes
+    cpu = tally.cpu_s / max(loaded_s, 1.0)
+    where = " in the busiest process" if processes > 1 else ""
     late_too_often, busy = late > LATE_S, cpu > BUSY_CORES
     if late_too_often or busy:
         says = (
-            f"the generator saturates ({cpu:.0%} of a core a process, wakes up to {late * 1000:.0f} ms late at p99): "
+            f"the generator saturates ({cpu:.0%} of a core{where}, wakes up to {late * 1000:.0f} ms late at p99): "
             "the times are partly its own. Use --workers, --transport lean, or another machine"
         )
     else:
         wakes = f"wakes {late * 1000:.1f} ms late at p99, {longest * 1000:.0f} ms at most"
-        says = f"the generator kept up: {cpu:.0%} of a core a process, {wakes}"
+        says = f"the generator kept up: {cpu:.0%} of a core{where}, {wakes}"
     return Limits(late, longest, cpu, processes, late_too_often or busy, says)
 
 

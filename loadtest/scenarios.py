@@ -187,6 +187,11 @@ def _from_file(path: Path) -> Scenario:
         raise UsageError(f"{path}: promises: expected promises.parse(…), got {found.promises!r}")
     if not all(isinstance(each, tuple) and len(each) == 2 and callable(each[0]) for each in found.mix):
         raise UsageError(f"{path}: mix: expected pairs of a class and its weight, such as ((Student, 1.0),)")
+    for kind, _ in found.mix:
+        if not isinstance(kind, type) or not issubclass(kind, VirtualUser):
+            continue
+        if kind.steps is VirtualUser.steps and not kind.tasks:
+            raise UsageError(f"{path}: {kind.__name__} has no task: mark a method with @task")
     return found
 
 

@@ -107,7 +107,7 @@ class Subscriber:
     def restart(self, clock: Clock) -> None:
         """The run begins at another moment than was thought; the subscription that stands began before it."""
         self._clock = clock
-        self.spans[-1][0] = min(0.0, clock.offset_s)
+        self.spans = [[min(0.0, clock.offset_s), inf]] if self._subscribed else []
 
     async def run(self) -> None:
         """Follow until cancelled."""

@@ -38,11 +38,6 @@ class Target:
         return urlsplit(self.url).netloc
 
     @property
-    def stream_url(self) -> str:
-        """Of the live stream."""
-        return self.url.replace("http", "ws", 1) + STREAM
-
-    @property
     def loopback(self) -> bool:
         """Whether it is this machine."""
         return is_loopback(self.host)

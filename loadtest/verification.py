@@ -7,6 +7,7 @@ most; refused ones must not be there, nor any that this run did not send where t
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -15,7 +16,7 @@ import msgspec
 import trio
 import trio_asyncio
 
-from loadtest.errors import LoadTestError, TransportError
+from loadtest.errors import LoadTestError, TransportError, UsageError
 from loadtest.ledger import ACKNOWLEDGED, REFUSED, Entry
 from loadtest.target import Target
 from loadtest.transports import LeanTransport, Line
@@ -25,6 +26,7 @@ from loadtest.users import Person
 _ASKERS: Final = 16
 _PAGE: Final = 100
 _SQL_S: Final = 60.0
+_CLOSE_S: Final = 1.0
 # For all questions to the API together: a daemon that does not answer any more is not asked for hours.
 _API_S: Final = 300.0
 STORED: Final = "stored, by SQL"
@@ -90,11 +92,15 @@ async def _lag(line: Line) -> int | None:
 
 
 async def can_ask(dsn: str) -> None:
-    """Find out before a run what would be found out after it; LoadTestError when rows cannot be asked for."""
+    """Find out before a run what would be found out after it.
+
+    LoadTestError when rows cannot be asked for, UsageError when this is no DSN.
+    """
     try:
         await _rows(dsn, [])
     except TransportError as error:
-        raise LoadTestError(f"--dsn: cannot ask for rows: {error}") from error
+        kind = UsageError if isinstance(error.__cause__, ValueError) else LoadTestError
+        raise kind(f"--dsn or LOADTEST_DSN: cannot ask for rows: {error}") from error
 
 
 async def by_sql(dsn: str, entries: Collection[Entry], classes: Collection[str], *, fresh: bool) -> list[Check]:
@@ -124,6 +130,7 @@ async def by_sql(dsn: str, entries: Collection[Entry], classes: Collection[str],
 async def _rows(dsn: str, classes: list[str]) -> list[str]:
     """Event ids in these classes; TransportError when nobody tells."""
     # asyncpg is asyncio's; the loop lives as long as this question. What fails is told outside of it, not in a group.
+    cause: Exception | None = None
     async with trio_asyncio.open_loop():
         try:
             with trio.fail_after(_SQL_S):
@@ -132,8 +139,8 @@ async def _rows(dsn: str, classes: list[str]) -> list[str]:
         except trio.TooSlowError:
             fault = f"no answer within {_SQL_S:.0f} s"
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError, OverflowError) as error:
-            fault = f"{type(error).__name__}: {error}"
-    raise TransportError(fault)
+            fault, cause = f"{type(error).__name__}: {error}", error
+    raise TransportError(fault) from cause
 
 
 async def _ask(dsn: str, classes: list[str]) -> list[str]:
@@ -145,7 +152,8 @@ async def _ask(dsn: str, classes: list[str]) -> list[str]:
             found += [row[0] for row in await connection.fetch(statement, classes)]
         return found
     finally:
-        await connection.close()
+        with suppress(TimeoutError):  # of a server that does not answer any more: nothing calls it off a second time
+            await connection.close(timeout=_CLOSE_S)
 
 
 async def by_api(
@@ -178,11 +186,11 @@ async def by_api(
         live.skipped = True
         live.note = "the class is not this run's own: what was there before cannot be told apart"
     async with LeanTransport(target) as transport:
-        line = transport.line()
-        for class_id in {person(index).class_id for index in of_user}:
-            overviews[class_id] = await _overview(line, class_id, live) if fresh else None
-        await line.aclose()
         with trio.move_on_after(_API_S) as patience:
+            line = transport.line()
+            for class_id in {person(index).class_id for index in of_user}:
+                overviews[class_id] = await _overview(line, class_id, live) if fresh else None
+            await line.aclose()
             async with trio.open_nursery() as nursery:
                 for _ in range(_ASKERS):
                     nursery.start_soon(ask, transport)

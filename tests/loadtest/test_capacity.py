@@ -1,11 +1,12 @@
 """The search against systems whose capacity is known."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest import promises
 from loadtest.capacity import MOST_PROBES, PRECISION, Probe, confirmed, search
-from loadtest.errors import InterruptedSearchError
+from loadtest.errors import InterruptedSearchError, LoadTestError
 from loadtest.result import judgement
 
 
@@ -71,6 +72,8 @@ async def test_a_border_of_the_generator_is_no_border_of_the_daemon():
     assert answer.generator_bound
     assert answer.text().startswith(f"capacity: at least {answer.carries}")
     assert "--workers" in answer.text()
+    answer = await search(System(1000, saturates_at=900).probe, first=50, most=10_000, asked=100)
+    assert "headroom at least x" in answer.text()
 
 
 async def test_an_interrupted_search_tells_what_it_knows():
@@ -86,6 +89,25 @@ async def test_an_interrupted_search_tells_what_it_knows():
     assert answer.carries == 200
     assert "interrupted" in answer.text()
     assert "at least 200" in answer.text()
+
+
+@pytest.mark.parametrize("wrap", [lambda error: error, lambda error: ExceptionGroup("", [ExceptionGroup("", [error])])])
+async def test_a_size_that_cannot_be_tried_ends_the_search_with_what_it_knows(wrap):
+    system = System(1000)
+
+    async def probe(students):
+        if students > 300:
+            raise wrap(LoadTestError("too few files"))
+        return await system.probe(students)
+
+    answer = await search(probe, first=50, most=10_000, asked=100)
+    assert answer.ok
+    assert answer.carries == 200
+    assert "at least 200 students" in answer.text()
+    assert "headroom at least x 2.0" in answer.text()
+    assert "could not go on: too few files" in answer.text()
+    with pytest.raises(ExceptionGroup):
+        await search(probe, first=500, most=10_000)
 
 
 class Disturbed(System):

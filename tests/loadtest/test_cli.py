@@ -1,18 +1,27 @@
 """The command line: what is refused, and what files say."""
 
+import io
+import json
 import math
+import os
 import re
+from contextlib import suppress
 
+import msgspec
 import pytest
 
 from loadtest import cli, comparison, promises, recording, report, result, scenarios, target
+from loadtest.accounts import Accounts
+from loadtest.display import PlainDisplay
 from loadtest.durations import written
 from loadtest.errors import UsageError
 from loadtest.faults import parse as parse_fault
 from loadtest.histograms import Histogram
-from loadtest.ledger import Tally
-from loadtest.monitor import Sample, Scrape, bucket_percentile, commits_say
+from loadtest.ledger import ACKNOWLEDGED, REFUSED, Entry, Tally
+from loadtest.monitor import Monitor, Sample, Scrape, bucket_percentile, commits_say
+from loadtest.plan import Plan, clock
 from loadtest.plots import nice_steps
+from loadtest.runner import Course, Run
 from loadtest.verification import Check
 from tests.loadtest.conftest import RECORDINGS
 
@@ -32,7 +41,7 @@ from tests.loadtest.conftest import RECORDINGS
         (["classroom-200", "--local", "--target", "http://127.0.0.1"], "no --target"),
         (["classroom-200", "--duration", "7 days"], "not a duration"),
         (["classroom-200", "--duration", "9h"], "at most 6 h"),
-        (["soak", "--duration", "6h"], "say --max-events 6480000"),
+        (["soak", "--duration", "6h"], "say --max-events 7128000"),
         (["classroom-200", "--students", "99999"], "students: 1 to 50000"),
         (["classroom-200", "--rate", "-3"], "rate"),
         (["classroom-200", "--shape", "hill:5s"], "expected ramp"),
@@ -48,6 +57,9 @@ from tests.loadtest.conftest import RECORDINGS
         (["capacity", "--students", "300", "--most", "200"], "more than --most"),
         (["capacity", "--duration", "5s"], "--step"),
         (["capacity", "--rate", "5"], "say --students"),
+        (["capacity", "--students", "5", "--rate", "0"], "rate: over 0"),
+        (["capacity", "--most", "50001"], "--most: at most 50000"),
+        (["classroom-200", "--speed", "2"], "--speed is of replay"),
         (["capacity", "--json", "/"], "is a directory"),
         (["compare", "a.json", "b.json", "--json", "c.json"], "writes no file"),
         (["replay", str(RECORDINGS / "cell_monitor.jsonl"), "--rate", "5"], "--speed"),
@@ -86,6 +98,7 @@ GOOD = """
 from loadtest import promises, shapes
 from loadtest.scenarios import Scenario
 from loadtest.students import Student
+from loadtest.users import VirtualUser
 SCENARIO = Scenario("mine", "", 2, 4.0, shapes.parse("hold:1s"), mix=((Student, 1.0),))
 """
 
@@ -97,7 +110,7 @@ SCENARIO = Scenario("mine", "", 2, 4.0, shapes.parse("hold:1s"), mix=((Student, 
         (
             "\nSCENARIO",
             "\nimport nowhere_at_all\nSCENARIO",
-            "line 5: ModuleNotFoundError: No module named 'nowhere_at_all'",
+            "line 6: ModuleNotFoundError: No module named 'nowhere_at_all'",
         ),
         ('shapes.parse("hold:1s")', '"hold:1s"', "shape: expected shapes.parse"),
         ("mix=((Student, 1.0),)", "mix=((Student, 1.0))", "mix: expected pairs"),
@@ -105,6 +118,7 @@ SCENARIO = Scenario("mine", "", 2, 4.0, shapes.parse("hold:1s"), mix=((Student, 
         ("(Student, 1.0)", "(Student, 0.0)", "mix: at least one"),
         ("mix=", "promises='p99<1s', mix=", "promises: expected promises.parse"),
         ("SCENARIO =", "OTHER =", "binds no SCENARIO"),
+        ("((Student, 1.0),)", "((type('Idle', (VirtualUser,), {}), 1.0),)", "Idle has no task"),
     ],
 )
 def test_a_scenario_that_is_wrong_is_told_in_one_line(tmp_path, capsys, old, new, says):
@@ -165,7 +179,7 @@ def test_nobody_there_is_exit_1(capsys, unused_port):
     ],
 )
 def test_allowed_targets(url, owned):
-    assert target.allowed(url, owned).stream_url.startswith("ws")
+    assert target.allowed(url, owned).url == url.rstrip("/")
 
 
 @pytest.mark.parametrize("url", ["http://localhost.example.org", "http://127.0.0.1.example.org", "http://0.0.0.0:1"])
@@ -212,6 +226,22 @@ def test_a_recording_is_played_in_its_order_and_without_the_repeats():
     assert all("eventId" not in post.fields and "eventTime" not in post.fields for post in posts)
 
 
+def test_a_recording_may_say_null_and_two_of_its_people_may_have_the_same_id(tmp_path):
+    sent = [("ann", "1"), ("ann", "1"), ("bob", "1"), ("ann", None), ("ann", None), ("bob", None)]
+    lines = [
+        {"t_ms": at, "method": "POST", "body": json.dumps({"eventType": "seen", "userId": user, "eventId": name})}
+        for at, (user, name) in enumerate(sent)
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert [event.fields["userId"] for event in recording.read(tmp_path / "a.jsonl")] == [
+        "ann",
+        "bob",
+        "ann",
+        "ann",
+        "bob",
+    ]
+
+
 def found(**changes):
     """A result, as of a run of 4 s."""
     tally = Tally()
@@ -245,8 +275,8 @@ def found(**changes):
         "judgements": [result.judgement(each) for each in promises.judged(promised, figures)],
         "checks": [Check("stored, by SQL", 400, 400)],
         "figures": figures,
-        "events": dict.fromkeys(("sent", "acknowledged", "refused", "unknown", "requests", "retries"), 0)
-        | {"given up": 0, "never sent in time": 0},
+        "events": dict.fromkeys(("refused", "unknown", "requests", "retries", "given up", "never sent in time"), 0)
+        | {"sent": 400, "acknowledged": 400},
         "errors_by_kind": {},
         "generator": result.limits(tally, processes=1, loaded_s=4),
         "notes": [],
@@ -331,7 +361,33 @@ def test_without_rows_nobody_can_say_that_nothing_is_missing():
 
 
 def test_a_load_that_was_not_played_to_its_end_is_no_success():
-    assert found(capped=True, ok=False).verdict == "BROKEN: the load was not played to its end"
+    assert concluded(Tally()).ok
+    told = concluded(Tally(capped=1))
+    assert (told.ok, told.verdict) == (False, "BROKEN: the load was not played to its end")
+
+
+def test_a_load_of_which_nothing_was_taken_is_no_success():
+    entries = [Entry("e", 0, 0, True, False, "", "s", REFUSED)]
+    told = concluded(Tally(), entries)
+    assert (told.ok, told.verdict) == (False, "BROKEN: nothing was acknowledged")
+    assert concluded(Tally(), [msgspec.structs.replace(each, state=ACKNOWLEDGED) for each in entries]).ok
+
+
+def concluded(tally, entries=()):
+    """What a run says of what was counted, with no promise to judge."""
+    plan = Plan("classroom-200", "abcd1234", "1", "http://127.0.0.1:1", None, 1, 1, 0, 1.0, ((0.0, 1.0), (1.0, 1.0)))
+    course = Course(clock(0), Monitor(plan.target, clock(0), None), [], 1.0, 0.1)
+    run = Run(plan, PlainDisplay(io.StringIO()), promises=(), options={})
+    return run._concluded(course, Accounts({}, tally, list(entries), None, []), None, "")
+
+
+def test_lines_that_nobody_reads_cost_nothing():
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as nobody:
+        PlainDisplay(nobody).say("is somebody there?")
+        with suppress(BrokenPipeError):
+            nobody.close()
 
 
 def test_the_slope_of_memory_leaves_the_warm_up_out():

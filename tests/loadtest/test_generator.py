@@ -10,9 +10,11 @@ import msgspec
 import pytest
 import trio
 
-from loadtest.generator import PULSE_S, Generator
+from loadtest.generator import Generator
+from loadtest.histograms import Histogram
 from loadtest.ledger import ACKNOWLEDGED, REFUSED, UNKNOWN
 from loadtest.plan import Plan, clock
+from loadtest.pulse import PULSE_S, pulse
 from loadtest.result import histograms_of, limits
 from loadtest.users import Post
 from tests.loadtest.peer import answer, serving
@@ -267,20 +269,77 @@ async def test_stopped_early_it_keeps_what_there_is():
     assert generator.tally.overdue == 0
 
 
-class Hurrying:
-    """A clock on which nearly a pulse passes between any two looks."""
+class Scripted:
+    """A clock on which so much time passes with each look, and sleeps take no less than ``least_s``."""
 
-    def __init__(self):
+    def __init__(self, monkeypatch, *, look_s=0.0, least_s=0.0):
         self.now = 0.0
+        self._look_s, self._least_s = look_s, least_s
+        monkeypatch.setattr(trio, "sleep", self._sleep)
 
     @property
     def offset_s(self):
-        self.now += 0.95 * PULSE_S
+        self.now += self._look_s
         return self.now
 
+    async def _sleep(self, seconds):
+        assert seconds >= 0
+        self.now += max(seconds, self._least_s)
 
-async def test_a_pulse_that_is_over_before_it_is_waited_for_counts_as_late():
-    generator = Generator(plan("http://127.0.0.1:1"))
-    generator._clock = Hurrying()
-    await generator._pulse(10 * PULSE_S)
-    assert generator.tally.behind.max >= 0.8 * PULSE_S
+
+async def test_a_pulse_that_is_over_before_it_is_waited_for_counts_as_late(monkeypatch):
+    """Nearly a pulse passes between any two looks."""
+    behind = Histogram()
+    await pulse(Scripted(monkeypatch, look_s=0.95 * PULSE_S), 10 * PULSE_S, behind)
+    assert behind.max >= 0.8 * PULSE_S
+
+
+async def test_lateness_does_not_add_up(monkeypatch):
+    """Each wake comes half as late again as a pulse is long: looks were due meanwhile, and none later than that."""
+    behind = Histogram()
+    await pulse(Scripted(monkeypatch, least_s=1.5 * PULSE_S), 200 * PULSE_S, behind)
+    assert 195 <= behind.total <= 202
+    assert behind.max <= 1.6 * PULSE_S
+
+
+async def test_an_event_that_was_being_sent_again_may_be_there():
+    """It was refused; then it went out again, and the run was over before the answer."""
+
+    async def script(number, head, body):
+        if number > 1:
+            await trio.sleep_forever()
+        return answer(503, b"{}")
+
+    async with serving(script) as peer:
+        generator = await play(plan(peer.url, students=1, events_per_s=0.6, grace_s=1.0))
+        assert len(peer.requests) > 1
+    assert {entry.state for entry in generator.entries} == {UNKNOWN}
+
+
+async def test_a_batch_of_a_recording_goes_out_whole_though_time_is_up(tmp_path):
+    """Five events at once at its only moment, and answers that take longer than the load."""
+    events = [{"eventType": "seen", "userId": "ann", "eventId": str(number)} for number in range(5)]
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps({"t_ms": 0, "method": "POST", "body": json.dumps(events)}) + "\n")
+
+    async def script(number, head, body):
+        await trio.sleep(0.6)
+        return answer()
+
+    async with serving(script) as peer:
+        generator = await play(plan(peer.url, scenario_name=f"replay:{file}", students=1, corners=BRIEF, grace_s=10.0))
+    assert [entry.state for entry in generator.entries] == [ACKNOWLEDGED] * 5
+
+
+async def test_what_is_not_due_yet_is_not_overdue():
+    """Something else ends the run in its first second, of an hour."""
+
+    async def script(number, head, body):
+        await trio.sleep_forever()
+
+    async with serving(script) as peer:
+        generator = Generator(plan(peer.url, corners=((0.0, 1.0), (3600.0, 1.0))))
+        with trio.move_on_after(1):
+            await generator.run(clock(0.0))
+    assert generator.entries
+    assert generator.tally.overdue < 200  # of 144,000

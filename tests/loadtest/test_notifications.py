@@ -1,6 +1,7 @@
 """When news came, and what did not come."""
 
 from datetime import UTC, datetime
+from math import inf
 
 import msgspec
 import pytest
@@ -30,6 +31,15 @@ def subscriber(sightings=(), alerts=(), spans=((0.0, 100.0),), class_id="a"):
     found.alerts = {(user, kind, CLOCK.wall_ms(at_s)): came_s for user, kind, at_s, came_s in alerts}
     found.spans = [list(span) for span in spans]
     return found
+
+
+def test_a_subscription_that_was_cut_before_the_run_is_none_of_the_run():
+    later = Clock(CLOCK.began + 10, CLOCK.epoch_s + 10)
+    for spans, kept in (([(1.0, 2.0), (3.0, inf)], 1), ([(1.0, 2.0)], 0)):
+        found = subscriber(spans=spans)
+        found.restart(later)
+        assert len(found.spans) == kept
+        assert all(since <= 0 and until == inf for since, until in found.spans)
 
 
 def reckon(subscribers, entries):

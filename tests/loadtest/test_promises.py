@@ -45,6 +45,8 @@ def test_they_are_read(text, figure, bound, rank):
         "errors<1ms",
         "p99=1s",
         "p99<1.2.3s",
+        "p99<1.2.3",
+        "drain<1..2",
         "p99<100",
         "drain<5",
     ],

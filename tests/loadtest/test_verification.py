@@ -1,11 +1,17 @@
 """Counters against what was acknowledged."""
 
+from functools import partial
+
 import pytest
+import trio
 
 from loadtest import verification
-from loadtest.errors import LoadTestError
+from loadtest.errors import LoadTestError, UsageError
 from loadtest.ledger import ACKNOWLEDGED, REFUSED, UNKNOWN, Entry
+from loadtest.target import Target
+from loadtest.users import Person
 from loadtest.verification import Check, _compare, lost
+from tests.loadtest.peer import serving
 
 
 def events(*states, failed=()):
@@ -66,26 +72,67 @@ async def test_rows_of_events_that_nobody_sent_are_faults_where_the_class_is_the
 
 
 @pytest.mark.parametrize(
-    "dsn",
+    ("dsn", "no_dsn"),
     [
-        "postgresql://u:s3cret@127.0.0.1:{port}/x",
-        "postgresql://u:s3cret@127.0.0.1:99999/x",
-        "postgresql://u:s3cret@127.0.0.1:abc/x",
-        "postgresql://[::1",
-        "postgresql://127.0.0.1:{port}/x?sslmode=bogus",
-        "foo",
+        ("postgresql://u:s3cret@127.0.0.1:{port}/x", False),
+        ("postgresql://u:s3cret@127.0.0.1:99999/x", False),
+        ("postgresql://u:s3cret@127.0.0.1:abc/x", True),
+        ("postgresql://[::1", True),
+        ("postgresql://127.0.0.1:{port}/x?sslmode=bogus", True),
+        ("foo", True),
     ],
 )
-async def test_a_database_that_cannot_be_asked_is_told_in_a_line(dsn, unused_port):
+async def test_a_database_that_cannot_be_asked_is_told_in_a_line(dsn, no_dsn, unused_port):
     """Before the load, where it can still be mended; after it, as an account that is not held."""
     dsn = dsn.format(port=unused_port)
     with pytest.raises(LoadTestError, match="cannot ask for rows") as told:
         await verification.can_ask(dsn)
+    assert isinstance(told.value, UsageError) == no_dsn
     assert "\n" not in str(told.value)
     assert "s3cret" not in str(told.value)
     (check,) = await verification.by_sql(dsn, events(ACKNOWLEDGED), ["a"], fresh=True)
     assert not check.held
     assert check.note.startswith("cannot ask: ")
+
+
+def message(kind, payload):
+    return kind + (len(payload) + 4).to_bytes(4, "big") + payload
+
+
+async def silent_database(stream):
+    """Lets in whoever comes, and says nothing any more."""
+    await stream.receive_some()  # whether there is TLS
+    await stream.send_all(b"N")
+    await stream.receive_some()
+    await stream.send_all(message(b"R", bytes(4)) + message(b"S", b"server_version\x0018.0\0") + message(b"Z", b"I"))
+    while await stream.receive_some():
+        pass
+
+
+async def test_a_database_that_says_nothing_is_given_up(monkeypatch, nursery):
+    monkeypatch.setattr(verification, "_SQL_S", 0.3)
+    (listener,) = await nursery.start(partial(trio.serve_tcp, silent_database, 0, host="127.0.0.1"))
+    dsn = f"postgresql://u:p@127.0.0.1:{listener.socket.getsockname()[1]}/x"
+    with trio.fail_after(10), pytest.raises(LoadTestError, match="no answer within"):
+        await verification.can_ask(dsn)
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_daemon_that_says_nothing_is_not_asked_class_after_class(monkeypatch):
+    monkeypatch.setattr(verification, "_API_S", 0.3)
+    monkeypatch.setattr("loadtest.transports.PATIENCE_S", 2.0)
+
+    async def script(number, head, body):
+        await trio.sleep_forever()
+
+    given = [Entry(f"e{user}", user, user, True, False, "", "s", ACKNOWLEDGED) for user in range(12)]
+    async with serving(script) as peer:
+        with trio.fail_after(10):
+            sessions, _ = await verification.by_api(
+                Target(peer.url), given, lambda user: Person(user, f"class{user}", f"user{user}", "", ""), fresh=True
+            )
+    assert not sessions.held
+    assert sessions.note.startswith("not all were told within")
 
 
 def test_a_missing_error_names_the_failed_runs_only():
