@@ -3,6 +3,7 @@
 import msgspec
 
 from loadtest.accounts import undrained
+from loadtest.ledger import Tally
 from loadtest.verification import Check
 
 
@@ -21,3 +22,10 @@ def test_one_that_nobody_waited_for_is_not():
     check = read_again(undrained(given_up=False))
     assert check.held
     assert check.skipped
+
+
+def test_of_several_processes_the_busiest_one_is_told():
+    tally = Tally()
+    for cpu_s in (1.0, 3.0, 2.0):
+        tally.merge(Tally(requests=1, cpu_s=cpu_s))
+    assert (tally.requests, tally.cpu_s) == (3, 3.0)
