@@ -260,8 +260,9 @@ async def _linger_close(stream: trio.SocketStream) -> None:
 
 
 def _without_port(host: bytes) -> bytes:
+    """A port may be empty (RFC 3986 section 3.2.3)."""
     name, colon, port = host.rpartition(b":")
-    return name if colon and port.isdigit() and not host.endswith(b"]") else host
+    return name if colon and (port.isdigit() or not port) else host
 
 
 def _host_of(host: str) -> bytes:

@@ -504,7 +504,7 @@ async def test_another_host_is_421(edge, host):
     assert_error(answer, 421, "misdirected")
 
 
-@pytest.mark.parametrize("host", ["localhost", "LocalHost:1", "127.0.0.1:80", "[::1]", "[::1]:8080"])
+@pytest.mark.parametrize("host", ["localhost", "LocalHost:1", "localhost:", "127.0.0.1:80", "[::1]", "[::1]:8080"])
 async def test_loopback_names_are_ours_whatever_the_port(edge, host):
     assert (await edge.ask("GET", "/livez", host=host)).status == 200
 
