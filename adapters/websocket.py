@@ -263,7 +263,7 @@ def _handshake(request: Request) -> bytes:
     if not all(value.isascii() for _, value in headers):
         raise Refusal(400, "bad_upgrade", "a header of the handshake holds bytes that are not ASCII")
     if [value for name, value in headers if name == _VERSION_ASKED] != [_VERSION]:
-        ours = b"upgrade: websocket\r\nsec-websocket-version: %b\r\n" % _VERSION
+        ours = b"upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: %b\r\n" % _VERSION
         raise Refusal(426, "upgrade_required", "Sec-WebSocket-Version must be 13 (RFC 6455)", ours)
     keys = [value for name, value in headers if name == _KEY]
     if len(keys) != 1 or not keys[0]:

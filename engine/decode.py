@@ -236,8 +236,8 @@ _SPELLINGS: Final[dict[str, tuple[str, int, Check]]] = {
     for name, (others, check) in FIELDS.items()
     for rank, spelling in enumerate((name, *others))
 }
-_NEVER_KEPT: Final = ("code", "result")
-_NESTED: Final = ("data", "metadata", *_NEVER_KEPT)  # means nothing, or something else, inside ``data``
+_NEVER_KEPT: Final = frozenset({"code", "result"})
+_NESTED: Final = _NEVER_KEPT | {"data", "metadata"}  # means nothing, or something else, inside ``data``
 
 
 def decode_body(body: bytes, *, ndjson: bool, received_at: int, max_events: int) -> Decoded:
@@ -381,11 +381,15 @@ def _lift(data: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 
     What is never kept is dropped whatever it is: with a client of its own kind, `result` may be an object.
     """
-    taken = {key for key in data if key in _SPELLINGS and key not in _NESTED and _SPELLINGS[key][0] not in values}
-    dropped = taken.union(_NEVER_KEPT)
+    taken = {
+        key: value
+        for key, value in data.items()
+        if key in _SPELLINGS and key not in _NESTED and _SPELLINGS[key][0] not in values
+    }
+    dropped = taken.keys() | _NEVER_KEPT
     if dropped.isdisjoint(data):
         return data
-    _take({key: data[key] for key in taken}, values)
+    _take(taken, values)
     return {key: value for key, value in data.items() if key not in dropped}
 
 

@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from loadtest.durations import written
-from loadtest.errors import InterruptedSearchError, LoadTestError, all_of
+from loadtest.errors import CannotTryError, InterruptedSearchError, LoadTestError, UsageError, all_of
 from loadtest.result import Judgement, Result
 
 # The border is known well enough when the two sides are this near, as a share of the larger.
@@ -63,6 +63,7 @@ class Answer(msgspec.Struct):
     asked: Probe | None = None  # at the size of `--students`
     interrupted: bool = False
     ended: str = ""  # why the search could not go on
+    failed: bool = False  # and that this may be the daemon's doing
 
     @property
     def generator_bound(self) -> bool:
@@ -74,7 +75,7 @@ class Answer(msgspec.Struct):
         """The size that was asked for is carried; without one, any size."""
         if self.interrupted:
             return False
-        return self.asked.held if self.asked is not None else self.carries > 0
+        return self.asked.held if self.asked is not None else self.carries > 0 and not self.failed
 
     def text(self) -> str:
         """The answer for people."""
@@ -103,7 +104,8 @@ class Answer(msgspec.Struct):
 
     @property
     def _at_least(self) -> str:
-        return "at least " if self.breaks is None or self.generator_bound or self.ended else ""
+        known = self.breaks is not None and not (self.generator_bound or self.ended or self.interrupted)
+        return "" if known else "at least "
 
     def _headroom(self, asked: Probe) -> str:
         if not asked.held:
@@ -160,16 +162,20 @@ async def search(
     is nothing.
     """
     known = _Search(probe, most)
-    interrupted, ended = False, ""
+    answer = Answer(0, None, [])
     try:
         await known.run(first, asked)
-    except* InterruptedSearchError:
-        interrupted = True
+    except* (InterruptedSearchError, KeyboardInterrupt):
+        answer.interrupted = True
     except* LoadTestError as group:
         if not known.tried:
             raise
-        ended = str(all_of(group)[0])
-    return Answer(known.good, known.bad, list(known.tried.values()), known.wanted, interrupted, ended)
+        why = all_of(group)
+        answer.ended = str(why[0])
+        answer.failed = not all(isinstance(error, CannotTryError | UsageError) for error in why)
+    answer.carries, answer.breaks, answer.asked = known.good, known.bad, known.wanted
+    answer.probes = list(known.tried.values())
+    return answer
 
 
 def probe_of(students: int, result: Result) -> Probe:
@@ -200,7 +206,16 @@ def confirmed(probe: Callable[[int], Awaitable[Probe]]) -> Callable[[int], Await
 
     async def twice(students: int) -> Probe:
         first = await probe(students)
-        return first if first.held or first.lost else await probe(students)
+        if first.held or first.lost:
+            return first
+        try:
+            return await probe(students)
+        except LoadTestError:  # it may have gone down with the first: the next size will say
+            return first
+        except BaseExceptionGroup as group:
+            if group.split(LoadTestError)[1] is not None:
+                raise
+            return first
 
     return twice
 

@@ -32,7 +32,7 @@ from loadtest import (
 )
 from loadtest import result as results
 from loadtest.display import display, text
-from loadtest.errors import InterruptedSearchError, LoadTestError, UsageError, all_of
+from loadtest.errors import CannotTryError, InterruptedSearchError, LoadTestError, UsageError, all_of
 from loadtest.local import Servers
 from loadtest.options import DEFAULT_URL, MOST_SUBSCRIBERS, MOST_WORKERS, parser
 from loadtest.plan import Plan
@@ -43,8 +43,8 @@ from loadtest.shapes import Shape
 
 HELD, BROKEN, USAGE = 0, 1, 2
 ENDED: Final = "ended by a signal, before all was done"
-# To so many events one beside: calls for help come on top of the rate, and chance has its part.
-ONE_BESIDE: Final = 10
+# Room for events beside the rate, one for so many: calls for help come on top of it, and chance has its part.
+ONE_MORE_IN: Final = 10
 # httpx costs some 1 ms of CPU a request; above this rate a core is not enough for it and the daemon's neighbours.
 HTTPX_UP_TO: Final = 100.0
 
@@ -57,13 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return command(arguments)
     except UsageError as error:
-        print(f"loadtest: {error}", file=sys.stderr)
+        outputs.complain(str(error))
         return USAGE
     except LoadTestError as error:
-        print(f"loadtest: {error}", file=sys.stderr)
+        outputs.complain(str(error))
         return BROKEN
     except KeyboardInterrupt:
-        print(f"loadtest: {ENDED}", file=sys.stderr)
+        outputs.complain(ENDED)
         return BROKEN
     except BaseExceptionGroup as group:
         return _told(group)
@@ -84,7 +84,7 @@ def _told(group: BaseExceptionGroup[BaseException]) -> int:
     assert known is not None
     found = all_of(known)
     for said in dict.fromkeys(str(error) or ENDED for error in found):
-        print(f"loadtest: {said}", file=sys.stderr)
+        outputs.complain(said)
     return USAGE if any(isinstance(error, UsageError) for error in found) else BROKEN
 
 
@@ -95,7 +95,7 @@ def _play(arguments: argparse.Namespace) -> int:
     _check_limits(arguments)
     outputs.check(arguments.json, arguments.html)
     planned_events = ceil(scenario.events_per_s * scenario.duration_s)
-    most = planned_events + ceil(planned_events / ONE_BESIDE)
+    most = planned_events + (ceil(planned_events / ONE_MORE_IN) if arguments.scenario != "replay" else 0)
     if most > arguments.max_events:  # or the load would end on its way
         raise UsageError(f"up to {most:,} events are planned: say --max-events {most}")
     with _servers(arguments) as (found, servers):
@@ -148,8 +148,8 @@ def _capacity(arguments: argparse.Namespace) -> int:
             run = _run(arguments, "classroom-200", scenario, found, servers, shown=shown)
             result = await run.play()
             if result.capped:
-                shown.say(f"{students} students: more than --max-events {arguments.max_events} in one try")
-            if result.interrupted or result.capped:
+                raise CannotTryError(f"{students} students send more than --max-events {arguments.max_events}")
+            if result.interrupted:
                 raise InterruptedSearchError
             found_here = capacity.probe_of(students, result)
             shown.say(f"{students} students: {'held' if found_here.held else f'broke {found_here.broke_first}'}")
@@ -247,7 +247,7 @@ def _servers(arguments: argparse.Namespace) -> Any:
         return
     if arguments.target is not None or arguments.dsn:
         raise UsageError("--local starts its own servers: no --target and no --dsn beside it")
-    print("starting PostgreSQL and the daemon", file=sys.stderr)
+    outputs.say("starting PostgreSQL and the daemon", sys.stderr)
     with local.running() as servers:
         yield target.allowed(servers.daemon.address, None, key), servers
 

@@ -2,7 +2,6 @@
 
 import sys
 from collections import deque
-from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self, TextIO
 
@@ -11,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from loadtest import outputs
 from loadtest.durations import written
 from loadtest.progress import Progress
 from loadtest.result import SHOWN, Result, figure_text
@@ -38,8 +38,7 @@ class PlainDisplay:
 
     def say(self, text: str) -> None:
         """See `progress.Display`."""
-        with suppress(OSError):  # nobody reads it any more: the run goes on
-            print(text, file=self._out, flush=True)
+        outputs.say(text, self._out)
 
     def tick(self, news: Progress) -> None:
         """See `progress.Display`."""

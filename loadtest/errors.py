@@ -13,6 +13,10 @@ class TransportError(Exception):
     """A request got no whole answer: refused, cut, or silent for too long."""
 
 
+class CannotTryError(LoadTestError):
+    """More than this machine, or a bound of the harness, allows: it says nothing of the daemon."""
+
+
 class InterruptedSearchError(LoadTestError):
     """Somebody ended a run of a search."""
 

@@ -122,6 +122,7 @@ class Generator:
         hand = _Hand(self, user, line)
         due = begin_s
         steps = user.steps(begin_s)
+        most = _MOST_AT_ONCE if user.endless else inf
         behind = 0  # steps in a row that are due with the one before, and time is up
         await self._sleep_until(begin_s)
         self._at_work += 1
@@ -129,7 +130,7 @@ class Generator:
             for wait_s, action in steps:
                 due += wait_s
                 behind = 0 if wait_s or self._clock.offset_s <= end_s else behind + 1
-                if due > end_s or behind > _MOST_AT_ONCE:
+                if due > end_s or behind > most:
                     break
                 await self._sleep_until(due)
                 if len(self.entries) >= self._most_events:
@@ -141,7 +142,7 @@ class Generator:
                     await hand.perform(action, due)
                 except trio.Cancelled:
                     if not self._scope.cancel_called:  # an interrupted run tells what was, not what was cut off
-                        self._overdue(hand, (due, action), steps, end_s)
+                        self._overdue(hand, (due, action), steps, end_s, most)
                     raise
                 if self._plan.closed:
                     due = self._clock.offset_s
@@ -150,7 +151,7 @@ class Generator:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
                 await line.aclose()
 
-    def _overdue(self, hand: "_Hand", step: tuple[float, Post | Get], steps: Steps, end_s: float) -> None:
+    def _overdue(self, hand: "_Hand", step: tuple[float, Post | Get], steps: Steps, end_s: float, most: float) -> None:
         """Time is up for the step in hand and all that are due behind it: each waited at least until now."""
         due, action = step
         end_s = min(end_s, self._clock.offset_s)
@@ -166,7 +167,7 @@ class Generator:
             wait_s, action = (inf, action) if self._plan.closed else next(steps, (inf, action))
             at_once = 0 if wait_s else at_once + 1
             due += wait_s
-            if due > end_s or at_once > _MOST_AT_ONCE:
+            if due > end_s or at_once > most:
                 return
             self.tally.overdue += 1
 

@@ -37,7 +37,7 @@ class Second(msgspec.Struct):
 
 
 class Tally(msgspec.Struct):
-    """Counts and times of one worker, by the second in which each request was due; merging adds them up."""
+    """Counts and times of one process, by the second in which each request was due."""
 
     seconds: dict[int, Second] = {}
     requests: int = 0
@@ -63,7 +63,7 @@ class Tally(msgspec.Struct):
         self.kinds[kind] = self.kinds.get(kind, 0) + 1
 
     def merge(self, other: "Tally") -> None:
-        """Add what another worker counted."""
+        """Add what another process counted; of CPU time the most counts, because each has a core of its own."""
         for number, theirs in other.seconds.items():
             mine = self.second(number)
             mine.requests += theirs.requests

@@ -1,8 +1,9 @@
-"""Where results go: files that can be written, and a stdout that somebody may have stopped reading."""
+"""Where results go: files that can be written, and streams that somebody may have stopped reading."""
 
 import os
 import sys
 from pathlib import Path
+from typing import TextIO
 
 from loadtest.errors import UsageError
 
@@ -30,16 +31,28 @@ def written(path: Path | None, content: bytes) -> bool:
     try:
         path.write_bytes(content)
     except OSError as error:
-        print(f"loadtest: {path}: {error.strerror}", file=sys.stderr)
+        complain(f"{path}: {error.strerror}")
         return False
     return True
 
 
 def tell(text: str) -> None:
-    """To stdout; the exit code stays what it is when nobody reads it."""
+    """To stdout."""
+    fault = say(text, sys.stdout)
+    if fault is not None and not isinstance(fault, BrokenPipeError):
+        complain(f"stdout: {fault.strerror}")
+
+
+def complain(text: str) -> None:
+    """What is wrong, to stderr."""
+    say(f"loadtest: {text}", sys.stderr)
+
+
+def say(text: str, stream: TextIO) -> OSError | None:
+    """A line to a stream that perhaps nobody reads: the run goes on, and the exit code stays what it is."""
     try:
-        print(text, flush=True)
+        print(text, file=stream, flush=True)
     except OSError as error:
-        if not isinstance(error, BrokenPipeError):
-            print(f"loadtest: stdout: {error.strerror}", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # Python flushes once more at its end
+        return error
+    return None

@@ -83,6 +83,8 @@ def _has(event: dict[str, Any], keys: tuple[str, ...]) -> bool:
 class Player(VirtualUser):
     """Plays a recording once."""
 
+    endless = False
+
     def __init__(self, person: Person, seed: str, pace_s: float, recording: list[Recorded], speed: float) -> None:
         """`speed` 2 plays it in half the time."""
         super().__init__(person, seed, pace_s)

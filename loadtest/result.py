@@ -194,7 +194,7 @@ def limits(tally: Tally, *, processes: int, loaded_s: float) -> Limits:
     if late_too_often or busy:
         says = (
             f"the generator saturates ({cpu:.0%} of a core{where}, wakes up to {late * 1000:.0f} ms late at p99): "
-            "the times are partly its own. Use --workers, --transport lean, or another machine"
+            "the times are partly its own. Use --workers, --transport lean, fewer --subscribers, or another machine"
         )
     else:
         wakes = f"wakes {late * 1000:.1f} ms late at p99, {longest * 1000:.0f} ms at most"

@@ -16,7 +16,7 @@ from loadtest import accounts, promises, verification
 from loadtest import faults as fault_plans
 from loadtest import result as results
 from loadtest.accounts import Accounts
-from loadtest.errors import LoadTestError, TransportError
+from loadtest.errors import CannotTryError, LoadTestError, TransportError
 from loadtest.faults import Fault
 from loadtest.generator import Tick
 from loadtest.histograms import Histogram
@@ -328,10 +328,10 @@ def new_run() -> str:
 
 @contextmanager
 def stretched_limits(needed: int = 0) -> Iterator[None]:
-    """As many open files as we may have: each student has a connection. LoadTestError when that is too few."""
+    """As many open files as we may have: each student has a connection. CannotTryError when that is too few."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if resource.RLIM_INFINITY != hard < needed:
-        raise LoadTestError(f"{needed} open files are needed, and this system allows {hard} (ulimit -Hn)")
+        raise CannotTryError(f"{needed} open files are needed, and this system allows {hard} (ulimit -Hn)")
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         yield

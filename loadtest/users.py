@@ -78,6 +78,7 @@ class VirtualUser:
 
     tasks: ClassVar[Sequence[Task]] = ()
     weights: ClassVar[Sequence[float]] = ()
+    endless: ClassVar[bool] = True  # whether its steps have no end of themselves
 
     def __init_subclass__(cls) -> None:
         """Gather the tasks, inherited ones first."""

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from loadtest import promises
 from loadtest.capacity import MOST_PROBES, PRECISION, Probe, confirmed, search
-from loadtest.errors import InterruptedSearchError, LoadTestError
+from loadtest.errors import CannotTryError, InterruptedSearchError, LoadTestError
 from loadtest.result import judgement
 
 
@@ -91,13 +91,45 @@ async def test_an_interrupted_search_tells_what_it_knows():
     assert "at least 200" in answer.text()
 
 
-@pytest.mark.parametrize("wrap", [lambda error: error, lambda error: ExceptionGroup("", [ExceptionGroup("", [error])])])
+GROUPED = [lambda error: error, lambda error: ExceptionGroup("", [ExceptionGroup("", [error])])]
+
+
+@pytest.mark.parametrize("wrap", GROUPED)
+async def test_a_daemon_that_goes_down_with_a_size_is_no_success(wrap):
+    """The first try breaks it, and it does not come back."""
+    system = System(450)
+
+    async def probe(students):
+        if system.tried and max(system.tried) > 450:
+            raise wrap(LoadTestError("is the daemon running?"))
+        return await system.probe(students)
+
+    answer = await search(confirmed(probe), first=50, most=10_000)
+    assert not answer.ok
+    assert (answer.carries, answer.breaks.students) == (400, 800)
+    assert "at least 400 students" in answer.text()
+    assert "is the daemon running?" in answer.text()
+
+
+async def test_a_search_that_is_ended_tells_what_it_knows():
+    system = System(1000)
+
+    async def probe(students):
+        if students > 300:
+            raise KeyboardInterrupt
+        return await system.probe(students)
+
+    answer = await search(probe, first=50, most=10_000, asked=100)
+    assert (answer.carries, answer.interrupted, answer.ok) == (200, True, False)
+
+
+@pytest.mark.parametrize("wrap", GROUPED)
 async def test_a_size_that_cannot_be_tried_ends_the_search_with_what_it_knows(wrap):
     system = System(1000)
 
     async def probe(students):
         if students > 300:
-            raise wrap(LoadTestError("too few files"))
+            raise wrap(CannotTryError("too few files"))
         return await system.probe(students)
 
     answer = await search(probe, first=50, most=10_000, asked=100)

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import re
-from contextlib import suppress
 
 import msgspec
 import pytest
@@ -386,8 +385,7 @@ def test_lines_that_nobody_reads_cost_nothing():
     os.close(reading)
     with os.fdopen(writing, "w") as nobody:
         PlainDisplay(nobody).say("is somebody there?")
-        with suppress(BrokenPipeError):
-            nobody.close()
+        PlainDisplay(nobody).say("no")
 
 
 def test_the_slope_of_memory_leaves_the_warm_up_out():
