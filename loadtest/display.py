@@ -42,10 +42,10 @@ class PlainDisplay:
 
     def tick(self, news: Progress) -> None:
         """See `progress.Display`."""
-        self._ticks += 1
-        if self._ticks % LINE_EVERY_S == 0:
+        if self._ticks % LINE_EVERY_S == 0:  # the first at once: who waits sees that it works
             cells = zip(COLUMNS, _cells(news), strict=True)
             self.say("  " + "  ".join(f"{name} {cell}" for name, cell in cells))
+        self._ticks += 1
 
 
 class LiveDisplay:

@@ -114,7 +114,8 @@ async def test_kinds_of_servers(http_port, postgres, redis_server, make_redis, m
     assert await kind_of("/nowhere/at.all") is None
 
 
-async def test_a_server_of_another_kind_is_named(loop, http_port, postgres, redis_server):
+async def test_a_server_of_another_kind_is_named(loop, http_port, postgres, redis_server, monkeypatch):
+    monkeypatch.setattr("adapters.asyncio_bridge.postgres._CONNECT_S", 1)
     for port, kind in ((http_port, HTTP), (redis_server.port, REDIS)):
         (line,) = await told(database_check(f"postgresql://me:s3cret@127.0.0.1:{port}/x"))
         assert line.endswith(f"{kind} answers there: correct postgres.dsn")

@@ -153,7 +153,7 @@ async def said(tmp_path, text):
 
 
 async def test_sigterm_after_the_load_keeps_what_was_measured(working, at, tmp_path):
-    load = ("--students", 20, "--rate", 40, "--shape", "hold:10s", "--json", tmp_path / "a.json")
+    load = ("--students", 20, "--rate", 40, "--shape", "hold:5s", "--json", tmp_path / "a.json")
     process = await working("classroom-200", *at, *load, *NO_PROMISES)
     await said(tmp_path, "waiting until everything")  # it waits for news for longer than a signal takes
     process.send_signal(signal.SIGTERM)
