@@ -118,13 +118,14 @@ class Answer(msgspec.Struct):
 
 
 class _Search:
-    """What is known so far; every size is tried once."""
+    """What is known so far; every size is tried once, and the border once more."""
 
     def __init__(self, probe: Callable[[int], Awaitable[Probe]], most: int) -> None:
         self.tried: dict[int, Probe] = {}
         self.good = 0
         self.bad: Probe | None = None
         self.wanted: Probe | None = None
+        self._again: set[int] = set()  # borders that were tried once more
         self._probe = probe
         self._most = most
 
@@ -143,11 +144,33 @@ class _Search:
         if asked is not None:
             self.wanted = await self.at(asked)
             size = min(self._most, ceil(asked * GROWTH))
-        while self.bad is None and self.good < self._most and len(self.tried) < MOST_PROBES:
-            await self.at(size)
-            size = min(self._most, ceil(size * GROWTH))
-        while self.bad is not None and self._wide(self.bad.students) and len(self.tried) < MOST_PROBES:
-            await self.at((self.good + self.bad.students) // 2)
+        while True:
+            while self.bad is None and self.good < self._most and self._may_go_on:
+                await self.at(size)
+                size = min(self._most, ceil(size * GROWTH))
+            while self.bad is not None and self._wide(self.bad.students) and self._may_go_on:
+                await self.at((self.good + self.bad.students) // 2)
+            border = self.bad
+            if border is None or border.lost or border.students in self._again or not self._may_go_on:
+                return
+            await self.once_more(border.students)
+            size = min(self._most, ceil(self.good * GROWTH))
+
+    async def once_more(self, students: int) -> None:
+        """Try the border again, now that some time has passed: a disk that stalled twice in a row may be well again."""
+        self._again.add(students)
+        self.bad = None
+        del self.tried[students]
+        found = await self.at(students)
+        if self.wanted is not None and self.wanted.students == students:
+            self.wanted = found
+        if found.held:  # then it is that of another size, if any broke
+            larger = (probe for size, probe in self.tried.items() if size > students and not probe.held)
+            self.bad = min(larger, key=lambda probe: probe.students, default=None)
+
+    @property
+    def _may_go_on(self) -> bool:
+        return len(self.tried) + len(self._again) < MOST_PROBES
 
     def _wide(self, bad: int) -> bool:
         return bad - self.good > max(1, PRECISION * bad)
