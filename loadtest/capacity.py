@@ -132,12 +132,15 @@ class _Search:
     async def at(self, students: int) -> Probe:
         if students not in self.tried:
             self.tried[students] = await self._probe(students)
+        self._note(students)
+        return self.tried[students]
+
+    def _note(self, students: int) -> None:
         found = self.tried[students]
         if found.held:
             self.good = students
         else:
             self.bad = found
-        return found
 
     async def run(self, first: int, asked: int | None) -> None:
         size = min(first, self._most)
@@ -159,14 +162,13 @@ class _Search:
     async def once_more(self, students: int) -> None:
         """Try the border again, now that some time has passed: a disk that stalled twice in a row may be well again."""
         self._again.add(students)
-        self.bad = None
-        del self.tried[students]
-        found = await self.at(students)
+        found = self.tried[students] = await self._probe(students)  # what broke stands until that is known
         if self.wanted is not None and self.wanted.students == students:
             self.wanted = found
-        if found.held:  # then it is that of another size, if any broke
+        if found.held:  # the border is that of another size then, if any broke
             larger = (probe for size, probe in self.tried.items() if size > students and not probe.held)
             self.bad = min(larger, key=lambda probe: probe.students, default=None)
+        self._note(students)
 
     @property
     def _may_go_on(self) -> bool:

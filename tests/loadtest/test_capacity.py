@@ -191,6 +191,21 @@ async def test_a_stall_at_the_start_is_no_border(asked):
     assert (answer.asked is not None and answer.asked.held) == (asked is not None)
 
 
+@pytest.mark.parametrize("error", [LoadTestError("is the daemon running?"), KeyboardInterrupt()], ids=repr)
+async def test_a_border_stands_until_its_second_look_is_over(error):
+    system = System(3)
+
+    async def probe(students):
+        if students in system.tried:
+            raise error
+        return await system.probe(students)
+
+    answer = await search(probe, first=4, most=10_000, asked=4)
+    assert (answer.carries, answer.ok) == (3, False)
+    assert answer.breaks is answer.asked is not None
+    assert {found.students for found in answer.probes} == set(system.tried)
+
+
 async def test_a_size_that_lost_an_event_is_not_tried_again():
     system = Disturbed(1000, lost=1)
     answer = await search(confirmed(system.probe), first=50, most=10_000)
