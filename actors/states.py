@@ -116,13 +116,12 @@ class States:
 
     def load(self, flush: Flush) -> Flush:
         """The states as they are now."""
-        self._loaded = [actor.snapshot() for actor in self._actors]
+        self._loaded, self._sampled = [], []
         now = self._clock()
-        self._sampled = [
-            sample
-            for actor, snapshot in zip(self._actors, self._loaded, strict=True)
-            for sample in samples_of(actor.state, snapshot.sessions, self._total_cells, now)
-        ]
+        for actor in self._actors:  # one after the other: its samples read what its snapshot has just fetched
+            snapshot = actor.snapshot()
+            self._loaded.append(snapshot)
+            self._sampled += samples_of(actor.state, snapshot.sessions, self._total_cells, now)
         return msgspec.structs.replace(
             flush,
             snapshots=self._loaded,

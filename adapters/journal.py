@@ -50,9 +50,12 @@ _MAX_QUEUED_EVENTS: Final = 20_000
 _DISK_CHECK_S: Final = 1.0
 # Payload that one `read` may bring into memory.
 _MAX_READ_BYTES: Final = 8 * 1024 * 1024
-# WAL pages (4 KiB) after which a commit itself checkpoints. Trims have done most of it in the background by then, so
-# what is left is short: done whole in line, 16 MB stalled the commits for 100 ms (docs/performance.md).
-_CHECKPOINT_PAGES: Final = 16_000
+# Bytes of a page, of a new journal: a commit under load fills several, and each costs calls of its own to write, copy,
+# read and free. Larger ones cost a commit of one event more than they save (docs/performance.md).
+_PAGE_BYTES: Final = 8192
+# Bytes of WAL after which a commit itself checkpoints. Trims have done most of it in the background by then, so what
+# is left is short: done whole in line, 16 MB stalled the commits for 100 ms (docs/performance.md).
+_CHECKPOINT_BYTES: Final = 64 * 1024 * 1024
 # Commits that one trim removes, so that it stays short: it runs in line with the commits.
 _TRIM_COMMITS: Final = 500
 # Bytes of free pages that the files may keep for the next commits; past it they go back to the disk, and while the
@@ -122,9 +125,12 @@ class SqliteJournal:
         try:
             self._db = _connect(self._path)
             self._reader = _connect(self._path)
+            self._db.execute(f"pragma page_size={_PAGE_BYTES}")  # one that is there keeps its own
             self._db.execute("pragma journal_mode=wal")
             self._db.execute("pragma synchronous=full")
-            self._db.execute(f"pragma wal_autocheckpoint={_CHECKPOINT_PAGES}")
+            # Debian builds SQLite to write zeros over all that is deleted: a trim wrote the events a second time.
+            self._db.execute("pragma secure_delete=fast")
+            self._db.execute(f"pragma wal_autocheckpoint={_CHECKPOINT_BYTES // self._measure('page_size')}")
             with _transaction(self._db):
                 for statement in _SCHEMA.split(";"):
                     self._db.execute(statement)
@@ -391,15 +397,17 @@ class SqliteJournal:
             self.payload_bytes -= int(size)
         return bool(count == _TRIM_COMMITS)
 
+    def _measure(self, name: str) -> int:
+        """One of SQLite's numbers about the file, by the name of its pragma."""
+        return int(self._db.execute(f"pragma {name}").fetchone()[0])
+
     def _shrink(self) -> None:
         """In the worker thread: give space back to the disk that an outage took, once the stores have what it held.
 
         Free pages alone would be used again, but the disk would stay low, and events refused, for good.
         """
         low = self._disk_fault is not None
-        pages, free, page_bytes = (
-            self._db.execute(f"pragma {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
-        )
+        pages, free, page_bytes = map(self._measure, ("page_count", "freelist_count", "page_size"))
         slack, rest = free * page_bytes, (pages - free) * page_bytes
         if slack <= (_SLACK_LOW_BYTES if low else _SLACK_BYTES) or rest > min(slack, _MAX_REWRITE_BYTES):
             return
