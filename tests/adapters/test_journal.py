@@ -210,6 +210,31 @@ async def test_what_an_outage_took_of_the_disk_is_given_back_once_the_disk_is_lo
     assert [commit.first_seq for commit in await journal.read(40, 41, 10)] == [41]
 
 
+async def test_a_trim_does_not_write_what_it_removes(start, tmp_path):
+    """SQLite may be built to write zeros over it: all that was ever journaled would be written a second time."""
+    journal = start()
+    for _ in range(20):
+        await kept(journal, event(data='{"text":"%s"}' % ("x" * 100_000)))
+    journal._db.execute("pragma wal_checkpoint(truncate)")
+    wal = file_of(tmp_path).with_name("journal.sqlite-wal")
+    assert wal.stat().st_size == 0
+    await journal.trim({"store": 20}, 20)
+    assert 0 < wal.stat().st_size < 200_000
+
+
+async def test_a_journal_with_other_pages_goes_on(start, monkeypatch):
+    monkeypatch.setattr("adapters.journal._PAGE_BYTES", 4096)
+    older = start()
+    await kept(older, *[event(data='{"text":"%s"}' % ("x" * 10_000)) for _ in range(3)])
+    await stop(older)
+    monkeypatch.undo()
+    journal = start()
+    await kept(journal, event())
+    await journal.trim({"store": 3}, 3)
+    assert [commit.first_seq for commit in await journal.read(3, 4, 10)] == [4]
+    assert (journal._measure("page_size"), journal._measure("freelist_count") > 5) == (4096, True)
+
+
 async def test_appends_during_one_commit_share_the_next(start):
     journal = start()
     journal.sink.hold()
