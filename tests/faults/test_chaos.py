@@ -16,7 +16,7 @@ from tests.e2e.reckoning import check_counters, check_rows
 
 from .chaos import Chaos
 
-CHAOS_S = float(os.environ.get("CLASSPULSE_CHAOS_S", "15"))
+CHAOS_S = float(os.environ.get("CLASSPULSE_CHAOS_S", "10"))
 # So small that an outage of seconds fills it.
 JOURNAL_BYTES = 400_000
 

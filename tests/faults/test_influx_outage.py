@@ -18,7 +18,7 @@ from tests.e2e.reckoning import live_counters
 from tests.e2e.waiting import eventually
 from tests.servers.influx_server import InfluxServer
 
-OUTAGE_S = float(os.environ.get("CLASSPULSE_OUTAGE_S", "4"))
+OUTAGE_S = float(os.environ.get("CLASSPULSE_OUTAGE_S", "3"))
 BEHIND = int(os.environ.get("CLASSPULSE_BEHIND", "3000"))
 # What may be posted or written in a second at least, on a machine that does other things too.
 SLOWEST = 500

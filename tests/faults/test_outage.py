@@ -15,7 +15,7 @@ from tests.e2e.postgres_server import PostgresServer
 from tests.e2e.reckoning import check_counters, check_rows, live_counters
 from tests.e2e.waiting import eventually
 
-OUTAGE_S = float(os.environ.get("CLASSPULSE_OUTAGE_S", "4"))
+OUTAGE_S = float(os.environ.get("CLASSPULSE_OUTAGE_S", "3"))
 # What an outage may cost in memory. The load is some hundred events/s; holding them all would show in the full form.
 GROWTH_BYTES = 30 * 2**20
 

@@ -16,7 +16,7 @@ from tests.e2e.test_metrics import scrape
 from tests.e2e.waiting import eventually
 from tests.servers.redis_server import Listener
 
-OUTAGE_S = float(os.environ.get("CLASSPULSE_OUTAGE_S", "4"))
+OUTAGE_S = float(os.environ.get("CLASSPULSE_OUTAGE_S", "3"))
 CHANNELS = ("progress_events", "error_events", "session_events")
 
 

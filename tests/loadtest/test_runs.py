@@ -64,7 +64,7 @@ def account(found, name):
 def test_a_class_loses_nothing(command, tmp_path):
     """classroom-200 itself, short: what is lost, doubled or not told fails it, and no time does."""
     files = ("--json", tmp_path / "a.json", "--html", tmp_path / "a.html")
-    done = command("classroom-200", "--local", *NO_PROMISES, "--duration", "10s", *files)
+    done = command("classroom-200", "--local", *NO_PROMISES, "--duration", "7s", *files)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "a.json").read_text())
     assert (found["options"]["students"], found["options"]["subscribers"]) == (200, 2)
