@@ -381,8 +381,9 @@ class SqliteJournal:
         with _transaction(self._db):
             self._db.executemany("insert or replace into offsets values (?, ?)", offsets.items())
             count, last, size = self._db.execute(
-                "select count(*), max(last_seq), total(length(payload)) from "
-                "(select last_seq, payload from commits where last_seq <= ? order by first_seq limit ?)",
+                # Asked for inside, the length is known from the row's head; outside, SQLite reads the payload first.
+                "select count(*), max(last_seq), total(size) from (select last_seq, length(payload) as size "
+                "from commits where last_seq <= ? order by first_seq limit ?)",
                 (floor, _TRIM_COMMITS),
             ).fetchone()
             if count:
