@@ -382,16 +382,19 @@ class SqliteJournal:
             self._db.executemany("insert or replace into offsets values (?, ?)", offsets.items())
             count, last, size = self._db.execute(
                 # Asked for inside, the length is known from the row's head; outside, SQLite reads the payload first.
+                # `first_seq` ends the search: while a store is behind, all that it lacks would be looked at each time.
                 "select count(*), max(last_seq), total(size) from (select last_seq, length(payload) as size "
-                "from commits where last_seq <= ? order by first_seq limit ?)",
+                "from commits where first_seq <= ?1 and last_seq <= ?1 order by first_seq limit ?2)",
                 (floor, _TRIM_COMMITS),
             ).fetchone()
             if count:
                 self._db.execute("delete from commits where first_seq <= ?", (last,))
                 self._db.execute("update meta set value = ? where key = 'trimmed_to'", (str(last),))
-            old = self._clock() - self._window_ms
             self._db.execute(
-                "delete from digests where first_seq <= ? and received_at < ?", (max(last or 0, self.trimmed_to), old)
+                # Up to the first that is young enough, as the window does: a look at all takes longer than a commit.
+                "delete from digests where first_seq < coalesce((select first_seq from digests "
+                "where first_seq <= ?1 and received_at >= ?2 order by first_seq limit 1), ?1 + 1)",
+                (max(last or 0, self.trimmed_to), self._clock() - self._window_ms),
             )
         if count:
             self.trimmed_to = last
