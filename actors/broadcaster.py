@@ -132,7 +132,7 @@ class Broadcaster:
                 break  # sessions that start together are told together: their ids decide the order
             row = session_row(state, session)
             if before is None or (row.started_at, row.id) < before:
-                rows.append(ClassSession(state.user_id, None if state.name is None else state.name[1], row))
+                rows.append(ClassSession(state.user_id, None if state.name is None else state.name.value, row))
         return rows
 
     # --- actors.subscriber.Feed

@@ -301,4 +301,4 @@ class SessionActor:
 
 
 def _profile(state: UserState) -> tuple[str | None, str | None]:
-    return (None if state.name is None else state.name[1], None if state.team is None else state.team[1])
+    return (None if state.name is None else state.name.value, None if state.team is None else state.team.value)

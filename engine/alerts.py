@@ -105,7 +105,7 @@ def ops_alert(what: str, class_id: str, subject: str, message: str, at: int) -> 
 
 def rouses(state: UserState, event: Event) -> bool:
     """Whether an event may raise an alert: it failed, is about help, or comes after a run that failed."""
-    return bool(event.has_error) or event.event_type in _ROUSING or (state.run is not None and state.run[3])
+    return bool(event.has_error) or event.event_type in _ROUSING or (state.run is not None and state.run.failed)
 
 
 def apply_alerting(
@@ -133,11 +133,11 @@ def _wants_help(state: UserState, now: int) -> bool:
 
 def _alert(kind: str, state: UserState, event: Event, received_at: int) -> Alert:
     message = event.error_message if kind in (ERROR, STUCK) else None
+    name = None if state.name is None else state.name.value
     # By position, in the order of the fields: by name it costs six times as much.
     return Alert(
-        kind, event.event_id, event.time, event.class_id, event.user_id, None if state.name is None else state.name[1],
-        event.notebook_path, event.cell_id, event.cell_index, None if message is None else message[:_MAX_MESSAGE], None,
-        received_at,
+        kind, event.event_id, event.time, event.class_id, event.user_id, name, event.notebook_path, event.cell_id,
+        event.cell_index, None if message is None else message[:_MAX_MESSAGE], None, received_at,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from typing import Final
 import msgspec
 
 from engine.event import CELL_TYPES, Event, Order
-from engine.session import later, latest
+from engine.session import Latest, latest
 
 MAX_NOTEBOOKS: Final = 10_000  # a class; past them progress falls back to the student's own cells
 
@@ -14,12 +14,12 @@ class NotebookTotals(msgspec.Struct, array_like=True):
     """The size of a notebook, as far as a class has seen it."""
 
     highest_index: int = -1  # the highest cell_index that anyone ran
-    given: tuple[Order, int] | None = None  # total_cells, as the latest event that carries it says
+    given: Latest[int] | None = None  # total_cells, as the latest event that carries it says
 
     @property
     def total_cells(self) -> int:
         """What a client gave, else the highest index that anyone ran plus one. 0: nothing is known."""
-        return self.given[1] if self.given is not None and self.given[1] > 0 else self.highest_index + 1
+        return self.given.value if self.given is not None and self.given.value > 0 else self.highest_index + 1
 
     def merge(self, other: "NotebookTotals") -> bool:
         """Join what was known elsewhere; tells whether anything changed."""
@@ -52,7 +52,7 @@ class Cohort:
             totals.highest_index = index
             changed = True
         if event.total_cells is not None:
-            given = later(totals.given, (Order(event.time, event.event_id), event.total_cells))
+            given = latest(totals.given, Latest(Order(event.time, event.event_id), event.total_cells))
             changed = changed or given != totals.given
             totals.given = given
         return changed

@@ -13,7 +13,7 @@ Rules
 """
 
 from collections.abc import Callable, Hashable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
@@ -47,6 +47,22 @@ Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 
+class Latest(msgspec.Struct, Generic[Value], array_like=True, gc=False):
+    """What was last written, and by which event: see `written`."""
+
+    order: Order
+    value: Value
+
+
+class Run(msgspec.Struct, array_like=True, gc=False):
+    """The latest run of any cell."""
+
+    order: Order
+    notebook: str
+    cell: str  # `cell_key`
+    failed: bool
+
+
 class Cell(msgspec.Struct, array_like=True, gc=False):
     """The runs of one cell: its latest success, and the failures after it (ascending)."""
 
@@ -76,7 +92,7 @@ class Cell(msgspec.Struct, array_like=True, gc=False):
 
 
 class Result(msgspec.Struct, array_like=True, gc=False, frozen=True):
-    """How the last run of a cell ended, and how many there were."""
+    """How the last run of a cell ended, and how many there were. A new one each time: `engine.notebook` compares."""
 
     order: Order
     ok: bool
@@ -89,7 +105,7 @@ class Notebook(msgspec.Struct, array_like=True, gc=False):
     """A student's work on one notebook."""
 
     last: Order  # the latest event of any kind
-    cell: tuple[Order, int] | None = None  # the most recently run cell that has an index
+    cell: Latest[int] | None = None  # the most recently run cell that has an index
     results: dict[int, Result] = {}  # by cell_index
     cells: dict[str, Cell] = {}  # by cell identity (`cell_key`)
 
@@ -97,6 +113,36 @@ class Notebook(msgspec.Struct, array_like=True, gc=False):
     def done(self) -> int:
         """Distinct cells, by index, whose last run succeeded."""
         return sum(result.ok for result in self.results.values())
+
+    def add_run(self, event: Event, key: str, order: Order, *, failed: bool, newest: bool) -> None:
+        """Fold in the run of a cell. ``newest``: it is the latest that the student did."""
+        index = event.cell_index
+        if index is not None:
+            at = self.cell
+            if at is None:
+                self.cell = Latest(order, index)
+            elif newest or order > at.order:
+                at.order = order
+                at.value = index
+            executed = event.event_type == CELL_EXECUTED
+            known = self.results.get(index)
+            if known is None:
+                self.results[index] = Result(order, not failed, int(executed), int(failed), event.execution_duration_ms)
+                trim(self.results, MAX_CELLS, _result_order)
+            else:
+                executions, errors = known.executions + executed, known.errors + failed
+                self.results[index] = (
+                    Result(order, not failed, executions, errors, event.execution_duration_ms)
+                    if newest or order > known.order
+                    else Result(known.order, known.ok, executions, errors, known.duration_ms)
+                )
+        cell = self.cells.get(key)
+        if cell is None:
+            cell = self.cells[key] = Cell()
+            cell.add(order, failed=failed)
+            trim(self.cells, MAX_CELLS, _cell_order)
+        else:
+            cell.add(order, failed=failed)
 
 
 class Session(msgspec.Struct, array_like=True, gc=False):
@@ -130,14 +176,14 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
     class_id: str
     user_id: str
     applied: dict[str, int] = {}  # journal id (hex): the highest seq applied from it
-    name: tuple[Order, str] | None = None
-    team: tuple[Order, str] | None = None
+    name: Latest[str] | None = None
+    team: Latest[str] | None = None
     executions: int = 0
     errors: int = 0
     last_event: int = 0  # ms, event time
     last_receipt: int = 0  # ms, time of receipt
-    current: tuple[Order, str] | None = None  # the notebook of the latest event that has one
-    run: tuple[Order, str, str, bool] | None = None  # the latest run: notebook, cell, and whether it failed
+    current: Latest[str] | None = None  # the notebook of the latest event that has one
+    run: Run | None = None
     notebooks: dict[str, Notebook] = {}
     sessions: dict[str, Session] = {}  # by `session_key`
     ended: dict[str, int] = {}  # client session ("" for any): event time of its end, for ends that name no notebook
@@ -146,13 +192,16 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
     left: dict[int, int] = {}  # sessions that left memory, by `_mark` of their key: their end
 
     def apply(self, event: Event, received_at: int, idle_ms: int) -> None:
-        """Fold in one event. ``idle_ms``: runs nearer than this share a session when the client names none."""
+        """Fold in one event. ``idle_ms``: runs nearer than this share a session when the client names none.
+
+        With thousands of students the state is cold memory, and a block that is let go touches more of it. So what can
+        be written over is not replaced, and a text that is the same stays where it is (docs/performance.md).
+        """
         order = Order(event.time, event.event_id)
-        # Spelt out rather than by `later`: this runs for every event, and most change nothing here.
-        if event.user_name is not None and (self.name is None or order > self.name[0]):
-            self.name = (order, event.user_name)
-        if event.team is not None and (self.team is None or order > self.team[0]):
-            self.team = (order, event.team)
+        if event.user_name is not None:
+            self.name = written(self.name, order, event.user_name)
+        if event.team is not None:
+            self.team = written(self.team, order, event.team)
         if event.time > self.last_event:
             self.last_event = event.time
         if received_at > self.last_receipt:
@@ -165,11 +214,7 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
             self.executions += 1
         path = event.notebook_path
         if path is not None:
-            # The latest event in any notebook is the latest of its notebook and its cell: one comparison for all.
-            newest = self.current is None or order > self.current[0]
-            if newest:
-                self.current = (order, path)
-            self._apply_notebook(event, path, order, failed=failed, newest=newest)
+            self._apply_notebook(event, path, order, failed=failed)
         if path is not None or (event.session_id is not None and kind in (SESSION_START, SESSION_END)):
             self._apply_session(event, failed=failed, idle_ms=idle_ms)
         if kind == SESSION_END and path is None:
@@ -179,7 +224,19 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
         elif kind == HELP_RESOLVED:
             self.help.resolve(order)
 
-    def _apply_notebook(self, event: Event, path: str, order: Order, *, failed: bool, newest: bool) -> None:
+    def _apply_notebook(self, event: Event, path: str, order: Order, *, failed: bool) -> None:
+        # The latest event in any notebook is the latest of its notebook and its cell: one comparison for all.
+        current, newest = self.current, True
+        if current is None:
+            self.current = Latest(order, path)
+        elif order > current.order:
+            current.order = order
+            if current.value == path:
+                path = current.value
+            else:
+                current.value = path
+        else:
+            newest = False
         notebook = self.notebooks.get(path)
         if notebook is None:
             notebook = self.notebooks[path] = Notebook(last=order)
@@ -188,34 +245,17 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
             notebook.last = order
         if event.event_type not in CELL_TYPES:
             return
-        index = event.cell_index
         key = cell_key(event)
-        if newest or self.run is None or order > self.run[0]:
-            self.run = (order, path, key, failed)
-        if index is not None:
-            if newest or notebook.cell is None or order > notebook.cell[0]:
-                notebook.cell = (order, index)
-            known = notebook.results.get(index)
-            executed = event.event_type == CELL_EXECUTED
-            if known is None:
-                notebook.results[index] = Result(
-                    order, not failed, int(executed), int(failed), event.execution_duration_ms
-                )
-                trim(notebook.results, MAX_CELLS, _result_order)
-            else:
-                executions, errors = known.executions + executed, known.errors + failed
-                notebook.results[index] = (
-                    Result(order, not failed, executions, errors, event.execution_duration_ms)
-                    if newest or order > known.order
-                    else Result(known.order, known.ok, executions, errors, known.duration_ms)
-                )
-        cell = notebook.cells.get(key)
-        if cell is None:
-            cell = notebook.cells[key] = Cell()
-            cell.add(order, failed=failed)
-            trim(notebook.cells, MAX_CELLS, _cell_order)
-        else:
-            cell.add(order, failed=failed)
+        run = self.run
+        if run is None:
+            self.run = Run(order, path, key, failed)
+        elif newest or order > run.order:
+            run.order = order
+            if run.notebook != path:
+                run.notebook = path
+            run.cell = key
+            run.failed = failed
+        notebook.add_run(event, key, order, failed=failed, newest=newest)
 
     def _apply_session(self, event: Event, *, failed: bool, idle_ms: int) -> None:
         time = event.time
@@ -313,10 +353,10 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
     def failing_cell(self) -> Cell | None:
         """The most recently run cell, when its last run failed; None when nothing is failing."""
         run = self.run
-        if run is None or not run[3]:
+        if run is None or not run.failed:
             return None
-        notebook = self.notebooks.get(run[1])
-        return None if notebook is None else notebook.cells.get(run[2])
+        notebook = self.notebooks.get(run.notebook)
+        return None if notebook is None else notebook.cells.get(run.cell)
 
     def position(self, journal: str) -> int:
         """The highest seq of this journal that is in the state; 0 when none is."""
@@ -340,7 +380,7 @@ def merge(left: UserState, right: UserState, idle_ms: int) -> UserState:
     left.last_event = max(left.last_event, right.last_event)
     left.last_receipt = max(left.last_receipt, right.last_receipt)
     left.current = latest(left.current, right.current)
-    if right.run is not None and (left.run is None or right.run[0] > left.run[0]):
+    if right.run is not None and (left.run is None or right.run.order > left.run.order):
         left.run = right.run
     for path, notebook in right.notebooks.items():
         known = left.notebooks.get(path)
@@ -386,14 +426,20 @@ def _merge_notebook(left: Notebook, right: Notebook) -> None:
             known.uncounted += cell.uncounted
 
 
-def later(known: tuple[Order, Value] | None, new: tuple[Order, Value]) -> tuple[Order, Value]:
-    """Last write wins, by the event's order."""
-    return new if known is None or new[0] > known[0] else known
+def written(known: Latest[Value] | None, order: Order, value: Value) -> Latest[Value]:
+    """Last write wins, by the event's order: ``known`` itself, written over where this one is later."""
+    if known is None:
+        return Latest(order, value)
+    if order > known.order:
+        known.order = order
+        if known.value != value:
+            known.value = value
+    return known
 
 
-def latest(left: tuple[Order, Value] | None, right: tuple[Order, Value] | None) -> tuple[Order, Value] | None:
-    """`later` of two that may be missing."""
-    return left if right is None else later(left, right)
+def latest(left: Latest[Value] | None, right: Latest[Value] | None) -> Latest[Value] | None:
+    """The later of two that may be missing; the left one of two that are the same."""
+    return left if right is None or (left is not None and left.order >= right.order) else right
 
 
 def trim(items: dict[Key, Value], limit: int, age: Callable[[Value], Any]) -> Value | None:

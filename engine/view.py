@@ -42,8 +42,8 @@ def user_view(state: UserState, now: int, thresholds: Thresholds, cohort: Cohort
     session = current_session(state, sessions)
     view: UserView = {
         "user_id": state.user_id,
-        "user_name": None if state.name is None else state.name[1],
-        "team": None if state.team is None else state.team[1],
+        "user_name": None if state.name is None else state.name.value,
+        "team": None if state.team is None else state.team.value,
         "status": status,
         **_place(state, cohort),
         "cell_executions": state.executions,
@@ -71,13 +71,13 @@ def _presence(
 
 def trouble(state: UserState, thresholds: Thresholds) -> tuple[int, int | None]:
     """Consecutive errors of the most recently run cell, and since when (event time, ms) they make the student stuck."""
-    if state.run is None or not state.run[3]:
+    if state.run is None or not state.run.failed:
         return 0, None
     cell = state.failing_cell()
     consecutive = 1 if cell is None else cell.consecutive_errors or 1
     if consecutive < thresholds.stuck_errors:
         return consecutive, None
-    failures = (state.run[0],) if cell is None or not cell.failures else cell.failures
+    failures = (state.run.order,) if cell is None or not cell.failures else cell.failures
     return consecutive, failures[min(thresholds.stuck_errors, len(failures)) - 1].time
 
 
@@ -94,13 +94,13 @@ def _place(state: UserState, cohort: Cohort) -> UserView:
     """Notebook, cell, and progress there."""
     if state.current is None:
         return {}
-    path = state.current[1]
+    path = state.current.value
     notebook = state.notebooks.get(path)
     if notebook is None:
         return {"notebook_path": path}
     return {
         "notebook_path": path,
-        "cell_index": None if notebook.cell is None else notebook.cell[1],
+        "cell_index": None if notebook.cell is None else notebook.cell.value,
         "progress": progress_of(notebook.done, cohort.total_cells(path) or len(notebook.results)),
     }
 
@@ -112,5 +112,5 @@ def progress_of(done: int, total: int) -> float:
 
 def current_session(state: UserState, sessions: Collection[Session]) -> Session | None:
     """The session that the latest activity belongs to, the current notebook's first."""
-    path = None if state.current is None else state.current[1]
+    path = None if state.current is None else state.current.value
     return max(sessions, key=lambda session: (session.notebook == path, session.end, session.start), default=None)

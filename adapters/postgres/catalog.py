@@ -8,6 +8,7 @@ from engine.cohort import NotebookTotals
 from engine.event import Order
 from engine.ids import notebook_uuid
 from engine.ports import Flush
+from engine.session import Latest
 
 NOTEBOOKS: Final = "select class_id, path, highest_cell_index, given_cell_count, given_at_ms, given_by from notebooks"
 # PostgreSQL's `integer`. An event's cell_index may be as high, and its notebook then has one cell more.
@@ -18,7 +19,7 @@ _MAX_KNOWN: Final = 50_000
 
 def notebook_of(row: Any) -> tuple[str, str, NotebookTotals]:
     """Class, path and size, of a row of `NOTEBOOKS`."""
-    given = None if row[3] is None else (Order(row[4], row[5]), row[3])
+    given = None if row[3] is None else Latest(Order(row[4], row[5]), row[3])
     return row[0], row[1], NotebookTotals(row[2], given)
 
 
@@ -66,9 +67,9 @@ class Catalog:
             [path for _, path in totals],
             [min(item.total_cells, _MAX_INTEGER) for item in totals.values()],
             [item.highest_index for item in totals.values()],
-            [None if item is None else item[1] for item in given],
-            [None if item is None else item[0].time for item in given],
-            [None if item is None else item[0].event_id for item in given],
+            [None if item is None else item.value for item in given],
+            [None if item is None else item.order.time for item in given],
+            [None if item is None else item.order.event_id for item in given],
         )
         self._remember(totals)
 

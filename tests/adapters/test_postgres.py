@@ -23,6 +23,7 @@ from engine.errors import StoreDataError, StoreMisconfiguredError, StoreRefusedE
 from engine.event import Order
 from engine.ports import DeadLetter, Retention, Sample, StoredOffsets
 from engine.series import Window
+from engine.session import Latest
 from tests.adapters.events import DAY, NOW, event, run
 from tests.adapters.flushes import Feed, Student, make_store, opened
 from tests.e2e.postgres_server import Database, free_port
@@ -509,7 +510,7 @@ async def test_any_text_comes_back_as_it_went(loop, database, store, feed):
                 dead_letters=[DeadLetter(1, cell, "KeyError", AWKWARD)],
             )
         )
-        assert [state.name[1] for state in await store.snapshots([("default", AWKWARD)])] == [AWKWARD]
+        assert [state.name.value for state in await store.snapshots([("default", AWKWARD)])] == [AWKWARD]
         assert [path for _, path, _ in await store.notebooks()] == [cell.notebook_path]
     (row,) = await database.query("select * from cell_executions")
     for name in ("event_id", "notebook_path", "session_id", "cell_id", "error_message"):
@@ -541,10 +542,12 @@ async def test_numbers_at_the_edge_of_their_columns_are_stored(loop, database, s
                 run(cell_index=most, execution_count=most, execution_duration_ms=1.7e308),
                 run(cell_index=0, execution_count=-(2**31), execution_duration_ms=0.0),
                 event(total_cells=most, completed_cells=0),
-                notebooks=[("default", "a.ipynb", NotebookTotals(most - 1, (Order(NOW, "e"), most)))],
+                notebooks=[("default", "a.ipynb", NotebookTotals(most - 1, Latest(Order(NOW, "e"), most)))],
             )
         )
-        assert await store.notebooks() == [("default", "a.ipynb", NotebookTotals(most - 1, (Order(NOW, "e"), most)))]
+        assert await store.notebooks() == [
+            ("default", "a.ipynb", NotebookTotals(most - 1, Latest(Order(NOW, "e"), most)))
+        ]
     assert await database.value("select max(cell_index) from cell_executions") == most
 
 

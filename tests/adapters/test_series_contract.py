@@ -19,6 +19,7 @@ from engine.cohort import NotebookTotals
 from engine.errors import StoreRefusedError, StoreUnavailableError, TooLargeError
 from engine.event import Event, Order
 from engine.series import GROUPS, Window, activity_series, errors_series
+from engine.session import Latest
 from tests.adapters.events import NOW, run
 from tests.adapters.flushes import Feed, make_store, opened
 from tests.adapters.series_oracle import SeriesOracle, assert_like
@@ -168,7 +169,7 @@ def test_it_answers_as_the_oracle(stored, drawn, since, every, off, totals):
         for number, fields in enumerate(drawn)
     ]
     highest = max((event.cell_index or 0 for event in events), default=0)
-    given_at = None if totals is None else (Order(NOW, "x"), totals)
+    given_at = None if totals is None else Latest(Order(NOW, "x"), totals)
     feed = Feed()
     notebooks = [(class_id, path, NotebookTotals(highest, given_at)) for path in PATHS] if totals is not None else []
     writing(stored, feed, events, notebooks)

@@ -11,7 +11,7 @@ from engine.cohort import NotebookTotals
 from engine.errors import StoreDataError, StoreUnavailableError
 from engine.event import Order
 from engine.ports import DeadLetter, StoredOffsets
-from engine.session import UserState
+from engine.session import Latest, UserState
 from tests.adapters.events import DAY, NOW, event, run
 from tests.adapters.flushes import Feed, Memory, Postgres, Student
 
@@ -207,7 +207,7 @@ async def test_a_state_without_any_event_can_be_stored(store, feed):
 
 
 async def test_totals_come_back_and_the_latest_hold(store, feed):
-    given = NotebookTotals(4, (Order(NOW, "e1"), 12))
+    given = NotebookTotals(4, Latest(Order(NOW, "e1"), 12))
     await store.write(feed.flush(notebooks=[("default", "a.ipynb", NotebookTotals(2)), ("b", "a.ipynb", given)]))
     await store.write(feed.flush(notebooks=[("default", "a.ipynb", NotebookTotals(7))]))
     assert {(class_id, path): totals for class_id, path, totals in await store.notebooks()} == {
@@ -217,7 +217,7 @@ async def test_totals_come_back_and_the_latest_hold(store, feed):
 
 
 async def test_a_session_in_a_notebook_does_not_undo_its_totals(store, feed):
-    totals = NotebookTotals(-1, (Order(NOW, "e1"), 12))  # opened, and nothing was run in it
+    totals = NotebookTotals(-1, Latest(Order(NOW, "e1"), 12))  # opened, and nothing was run in it
     await store.write(feed.flush(notebooks=[("default", "a.ipynb", totals)]))
     await store.close()
     await store.open()

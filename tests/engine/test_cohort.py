@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from engine import cohort as cohort_module
 from engine.cohort import Cohort, NotebookTotals
 from engine.event import CELL_TYPES, Event, Order
+from engine.session import Latest
 from tests.engine.strategies import START, event_lists
 
 USERS = ("ana", "ben")
@@ -70,10 +71,10 @@ def test_a_total_that_says_nothing_does_not_count():
 
 
 def test_merging_tells_whether_anything_changed():
-    totals = NotebookTotals(4, (Order(START, "e1"), 7))
-    assert not totals.merge(NotebookTotals(3, (Order(START, "e0"), 9)))
+    totals = NotebookTotals(4, Latest(Order(START, "e1"), 7))
+    assert not totals.merge(NotebookTotals(3, Latest(Order(START, "e0"), 9)))
     assert totals.merge(NotebookTotals(5))
-    assert totals.merge(NotebookTotals(-1, (Order(START, "e2"), 9)))
+    assert totals.merge(NotebookTotals(-1, Latest(Order(START, "e2"), 9)))
     assert totals.total_cells == 9
 
 
