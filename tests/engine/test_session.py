@@ -82,6 +82,17 @@ def test_a_snapshot_goes_on_as_if_it_had_not_been_taken(events):
     assert normal(state) == normal(state_of(events))
 
 
+def test_a_snapshot_of_an_earlier_version_is_read():
+    """Its form is arrays by position: what was last is written as the order of its event, and then the rest."""
+    state = state_of([event(1, user_name="Ana", team="red", cell_id="c", cell_index=2, has_error=True)])
+    order = [START + 1, "e000001"]
+    stored = msgspec.msgpack.decode(encode_state(state))
+    assert stored[3:5] == [[order, "Ana"], [order, "red"]]
+    assert stored[9:11] == [[order, "n1"], [order, "n1", "c", True]]
+    assert stored[11]["n1"][:2] == [order, [order, 2]]
+    assert decode_state(msgspec.msgpack.encode(stored)) == state
+
+
 USERS = ("ana", "ben")
 _indexes = st.lists(st.integers(0, 15), min_size=1, max_size=4)
 _steps = st.one_of(
