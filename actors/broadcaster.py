@@ -16,7 +16,7 @@ from engine.clock import WallClock
 from engine.cohort import Cohort
 from engine.faults import reach
 from engine.ports import ClassSession, SessionRow
-from engine.rows import session_row
+from engine.rows import all_sessions, session_row
 from engine.topics import CLASS, OPS, USER, TopicName, parse_topic
 from engine.view import Thresholds
 
@@ -122,7 +122,7 @@ class Broadcaster:
             (session.start, actor.state, session)
             for (class_of, _), actor in self._router.users.items()
             if class_of == class_id and actor.settled and actor.state.last_event >= since
-            for session in actor.state.visible_sessions().values()
+            for session in all_sessions(actor.state)
             if session.start >= since and (before is None or session.start <= before[0])
         ]
         newest = sorted(found, key=itemgetter(0), reverse=True)

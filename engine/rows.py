@@ -10,6 +10,7 @@ from engine.event import UserKey
 from engine.ids import session_uuid
 from engine.ports import SessionRow
 from engine.session import KEPT_SESSIONS, Session, UserState
+from engine.view import current_session
 
 # What a row of `learning_sessions` is known by: its id and where it starts (ms).
 Identity: TypeAlias = tuple[UUID, int]
@@ -31,12 +32,17 @@ def encode_state(state: UserState) -> bytes:
 
 def session_rows(state: UserState) -> list[SessionRow]:
     """Every visible session of a student, as rows."""
-    return [session_row(state, session) for session in state.visible_sessions().values()]
+    return [session_row(state, session) for session in all_sessions(state)]
+
+
+def all_sessions(state: UserState) -> list[Session]:
+    """Every visible session of a student, those that are put away too."""
+    return [*state.visible_sessions().values(), *state.packed_sessions()]
 
 
 def newest_rows(state: UserState, most: int) -> list[SessionRow]:
     """At most so many, newest first; of two that began together their ids decide."""
-    sessions = sorted(state.visible_sessions().values(), key=lambda session: session.start, reverse=True)
+    sessions = sorted(all_sessions(state), key=lambda session: session.start, reverse=True)
     if len(sessions) > most:
         sessions = [session for session in sessions if session.start >= sessions[most - 1].start]
     rows = [session_row(state, session) for session in sessions]
@@ -121,16 +127,52 @@ class StoredRows:
         return {row_id for row_id, _ in self._left(rows, state)} - {row.id for row in rows.values()}
 
     def shed(self, state: UserState) -> None:
-        """Let the oldest sessions past `KEPT_SESSIONS` leave memory, those whose row is stored as they are."""
+        """Put away sessions of clients that are not at work, and let the oldest past `KEPT_SESSIONS` leave memory.
+
+        Those whose row is stored as they are.
+        """
+        if len(state.sessions) == 1 or self._doubt is not None:
+            return
+        visible = state.visible_sessions()
+        for client in self._over(state, visible):
+            for key in state.pack(client):
+                self._rows.pop(key, None)
         surplus = len(state.sessions) - KEPT_SESSIONS
-        if surplus <= 0 or self._doubt is not None:
+        if surplus <= 0:
             return
         for key, session in sorted(state.sessions.items(), key=lambda item: (item[1].end, item[1].start))[:surplus]:
-            row = self._rows.get(key)
-            if row is not None and self._row(state, key, session) is row:
+            if key in visible and self._settled(state, key, session, visible=True):
                 state.forget(key)
 
+    def _over(self, state: UserState, visible: dict[str, Session]) -> set[str]:
+        """Clients whose sessions may be put away: all are stored, and ended before the one that is at work now."""
+        at_work = current_session(state, visible.values())
+        if at_work is None:
+            return set()
+        over = {session.client for session in state.sessions.values() if session.client is not None}
+        if at_work.client is not None:
+            over.discard(at_work.client)
+        for key, session in state.sessions.items() if over else ():
+            if session.client in over and (
+                session.end >= at_work.end or not self._settled(state, key, session, visible=key in visible)
+            ):
+                over.discard(session.client)
+        return over
+
+    def _settled(self, state: UserState, key: str, session: Session, *, visible: bool) -> bool:
+        """Whether it has the row that it should have, or none where it should have none."""
+        row = self._rows.get(key)
+        if row is None or not visible:
+            return row is None and not visible
+        return self._row(state, key, session) is row
+
     def _as_rows(self, state: UserState) -> dict[str, SessionRow]:
+        for key, session in state.sessions.items():
+            if session.row_start >= 0:
+                # It was put away: it has a row, of which only the identity is known. This one equals none.
+                row = session_row(state, session)
+                self._rows[key] = msgspec.structs.replace(row, started_at=session.row_start, executions=-1)
+                session.row_start = -1
         return {key: self._row(state, key, session) for key, session in state.visible_sessions().items()}
 
     def _row(self, state: UserState, key: str, session: Session) -> SessionRow:

@@ -12,7 +12,7 @@ Rules
 * Duplicates are not known here: the journal's window keeps them out, and `applied` skips what a replay repeats.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
@@ -35,6 +35,7 @@ from engine.help import Help
 MAX_NOTEBOOKS: Final = 128
 MAX_SESSIONS: Final = 2048
 KEPT_SESSIONS: Final = 512  # once they are stored; more stay only until the next flush
+MAX_PACKED_BYTES: Final = 65_536  # of sessions that are put away: some 600
 MAX_LEFT: Final = 16_384  # sessions that left memory, known again by 64 bits each
 MAX_CELLS: Final = 500  # a notebook
 MAX_FAILURES: Final = 32  # in a row, of one cell, that are kept one by one; more are only counted
@@ -155,6 +156,7 @@ class Session(msgspec.Struct, array_like=True, gc=False):
     executions: int = 0
     errors: int = 0
     closed: int = -1  # event time of the latest close; -1: none
+    row_start: int = -1  # where its stored row says that it starts, of one that was packed; -1: any other
 
     def absorb(self, other: "Session") -> None:
         """Join another part of the same session."""
@@ -168,6 +170,10 @@ class Session(msgspec.Struct, array_like=True, gc=False):
     def is_closed(self) -> bool:
         """Whether nothing came after its close."""
         return self.closed >= self.end
+
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder(list[Session]).decode
 
 
 class UserState(msgspec.Struct, array_like=True, gc=False):
@@ -190,6 +196,7 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
     help: Help = msgspec.field(default_factory=Help)
     forgotten: int = -1  # the latest end among sessions that left memory
     left: dict[int, int] = {}  # sessions that left memory, by `_mark` of their key: their end
+    packed: tuple[bytes, ...] = ()  # sessions that are put away, those of a client together: see `pack`
 
     def apply(self, event: Event, received_at: int, idle_ms: int) -> None:
         """Fold in one event. ``idle_ms``: runs nearer than this share a session when the client names none.
@@ -290,6 +297,8 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
         """Put a part where it belongs: the client's session, or with every nameless one nearer than ``idle_ms``."""
         if part.client is not None:
             key = session_key(part.client, part.notebook)
+            if self.packed:
+                self._unpack(part.client)
             known = self.sessions.get(key)
             if known is not None:
                 known.absorb(part)
@@ -314,11 +323,57 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
 
     def forget(self, key: str) -> None:
         """A session leaves memory. What comes for it later counts for the student only, and is a row."""
-        session = self.sessions.pop(key)
+        self._leave(self.sessions.pop(key))
+
+    def _leave(self, session: Session) -> None:
         self.forgotten = max(self.forgotten, session.end)
         if session.client is not None:
-            self.left[_mark(key)] = session.end
+            self.left[_mark(session_key(session.client, session.notebook))] = session.end
             trim(self.left, MAX_LEFT, lambda end: end)
+
+    def pack(self, client: str) -> list[str]:
+        """Put a client's sessions away, whose rows are stored as they are; returns their keys.
+
+        A student has one with each reload of the page, and all but the last are over. Packed they take a quarter of the
+        room, and no flush looks at them. They are a part of the state like the others: what comes for the client takes
+        them out again. It is all of a client's or none, as one of no notebook is shown only without the others.
+        """
+        keys = [key for key, session in self.sessions.items() if session.client == client]
+        others, self.packed = self.packed, (_encode([self.sessions.pop(key) for key in keys]),)
+        room = MAX_PACKED_BYTES - len(self.packed[0])
+        if sum(map(len, others)) > room:
+            by_end = sorted(others, key=lambda record: max(session.end for session in _decode(record)))
+            while by_end and sum(map(len, by_end)) > room:
+                for session in _decode(by_end.pop(0)):
+                    self._leave(session)
+            others = tuple(by_end)
+        self.packed = others + self.packed
+        return keys
+
+    def packed_sessions(self) -> list[Session]:
+        """The visible ones of those that are put away. To read."""
+        packed = [session for record in self.packed for session in _decode(record)]
+        placed = _placed(packed)
+        return [session for session in packed if session.notebook is not None or session.client not in placed]
+
+    def unpack(self) -> None:
+        """Take out all that is put away."""
+        for record in self.packed:
+            self._take_out(record, _decode(record))
+
+    def _unpack(self, client: str) -> None:
+        """Take out the sessions of a client."""
+        name = client.encode()
+        for record in self.packed:
+            if name in record and (sessions := _decode(record))[0].client == client:
+                self._take_out(record, sessions)
+                return
+
+    def _take_out(self, record: bytes, sessions: list[Session]) -> None:
+        self.packed = tuple(each for each in self.packed if each is not record)
+        for session in sessions:
+            session.row_start = session.start
+            self.sessions[session_key(session.client or "", session.notebook)] = session
 
     def has_left(self, client: str | None, notebook: str | None, end: int) -> bool:
         """Whether a session, known by its row, left memory."""
@@ -327,6 +382,10 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
         return bool(self.left) and _mark(session_key(client, notebook)) in self.left
 
     def _end(self, client: str, time: int) -> None:
+        for record in self.packed:
+            sessions = _decode(record)
+            if client in ("", sessions[0].client) and not all(map(self.closed, sessions)):
+                self._take_out(record, sessions)  # it may close them
         self.ended[client] = max(time, self.ended.get(client, -1))
         trim(self.ended, MAX_SESSIONS, lambda item: item)
 
@@ -339,15 +398,18 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
         )
 
     def visible_sessions(self) -> dict[str, Session]:
-        """Its sessions by key, without those of no notebook whose client session is known by a notebook. To read."""
+        """Its sessions by key, without those of no notebook whose client session is known by a notebook. To read.
+
+        Nor those that are put away: see `packed_sessions`.
+        """
         sessions = self.sessions
         if len(sessions) == 1:
             return sessions
-        with_notebook = {session.client for session in sessions.values() if session.notebook is not None}
+        placed = _placed(sessions.values())
         return {
             key: session
             for key, session in sessions.items()
-            if session.notebook is not None or session.client not in with_notebook
+            if session.notebook is not None or session.client not in placed
         }
 
     def failing_cell(self) -> Cell | None:
@@ -391,6 +453,7 @@ def merge(left: UserState, right: UserState, idle_ms: int) -> UserState:
             _merge_notebook(known, notebook)
     left.forgotten = max(left.forgotten, right.forgotten)
     left.left |= right.left
+    right.unpack()
     for session in right.sessions.values():
         left._join(session, idle_ms)  # noqa: SLF001 - the same rule as for one event
     for client, time in right.ended.items():
@@ -457,6 +520,11 @@ def cell_key(event: Event) -> str:
 def session_key(client: str, notebook: str | None) -> str:
     """The key of a session that the client named. Neither part can hold NUL."""
     return f"{client}\0{notebook or ''}"
+
+
+def _placed(sessions: Iterable[Session]) -> set[str | None]:
+    """Client sessions that are known by a notebook."""
+    return {session.client for session in sessions if session.notebook is not None}
 
 
 def _mark(key: str) -> int:

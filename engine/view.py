@@ -64,7 +64,9 @@ def _presence(
     """Active, idle or offline, and until when (ms)."""
     idle_at = state.last_receipt + thresholds.idle_after_ms
     offline_at = state.last_receipt + thresholds.offline_after_ms
-    if now >= offline_at or (sessions and all(state.closed(session) for session in sessions)):
+    if now >= offline_at or (
+        sessions and all(map(state.closed, sessions)) and all(map(state.closed, state.packed_sessions()))
+    ):
         return "offline", None
     return ("idle", offline_at) if now >= idle_at else ("active", idle_at)
 

@@ -117,6 +117,8 @@ class Pipeline:
         chosen = dict([(key, student) for key, student in self.dirty.waiting(self.last_seq) if student.settled][:limit])
         self.dirty.take(chosen)
         floor = max(self.floor, self.dirty.floor(self.last_seq))
+        for student in chosen.values():
+            student.rows.shed(student.state)
         told = {key: student.rows.changes(student.state) for key, student in chosen.items()}
         if committed:
             for key, student in chosen.items():

@@ -3,13 +3,14 @@
 import tracemalloc
 from uuid import UUID
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.event import Event
 from engine.ports import SessionRow
 from engine.rows import Past, StoredRows, decode_state, encode_state, newest_rows, session_rows
-from engine.session import KEPT_SESSIONS, UserState
+from engine.session import KEPT_SESSIONS, MAX_PACKED_BYTES, UserState
 from tests.engine.strategies import IDLE_MS, event_lists, state_of
 
 OUTCOMES = (None, "stored", "lost", "stored, but not answered", "crash", "stored, then crash")
@@ -30,6 +31,7 @@ class Table:
 
 
 def flush(table: Table, state: UserState, stored: StoredRows, outcome: str) -> None:
+    stored.shed(state)
     changes = stored.changes(state)
     if outcome.startswith("stored"):
         table.write(state, *changes)
@@ -85,36 +87,122 @@ def test_what_is_stored_is_not_written_again(events):
     assert Past.of(state).rows.changes(state) == ([], [])
 
 
-def test_sessions_leave_memory_only_as_rows_and_never_come_back_as_two():
-    """The oldest of very many sessions leave when they are stored; a late event for one of them makes no second row."""
-    state = UserState(class_id="default", user_id="ana")
-    rows = StoredRows()
-    table: dict = {}
+class Student:
+    """One whose sessions go to a table with each `flush`."""
 
-    def flush() -> None:
-        rows.shed(state)
-        changed, moved = rows.changes(state)
+    def __init__(self) -> None:
+        self.state = UserState(class_id="default", user_id="ana")
+        self.rows = StoredRows()
+        self.table: dict[tuple[UUID, int], SessionRow] = {}
+        self.events = 0
+
+    def run(self, session: str | None, at: int, *, kind: str = "cell_executed", notebook: str | None = "n") -> None:
+        self.events += 1
+        event = Event(f"e{self.events}", kind, at, "ana", "default", notebook_path=notebook, session_id=session)
+        self.state.apply(event, at, 1)
+
+    def flush(self) -> list[SessionRow]:
+        """Returns the rows that were written."""
+        self.rows.shed(self.state)
+        changed, moved = self.rows.changes(self.state)
         for identity in moved:
-            table.pop(identity, None)
-        table.update({(row.id, row.started_at): row for row in changed})
-        rows.stored()
+            self.table.pop(identity, None)
+        self.table.update({(row.id, row.started_at): row for row in changed})
+        self.rows.stored()
+        return changed
 
-    def run(number: int, session: str, at: int) -> None:
-        each = Event(event_id=f"e{number}", event_type="cell_executed", time=at, user_id="ana", class_id="default",
-                     notebook_path="n", session_id=session)  # fmt: skip
-        state.apply(each, at, 1)
+    @property
+    def told(self) -> list[SessionRow]:
+        """Sessions as a query tells them."""
+        return sorted(session_rows(self.state), key=lambda row: row.started_at)
 
-    count = KEPT_SESSIONS + 300
+
+def test_sessions_of_earlier_clients_are_put_away_when_they_are_stored():
+    student = Student()
+    for number in range(40):
+        student.run(f"client-{number:030}", number * 1000, notebook="lessons/week_01.ipynb")
+        assert len(student.flush()) == 1, "those put away are not written again"
+        assert len(student.told) == number + 1
+    assert len(student.state.sessions) == 1, "the one at work"
+    assert all(len(record) < 120 for record in student.state.packed)
+    restarted = Past.of(decode_state(encode_state(student.state)))
+    assert sorted(session_rows(restarted.state), key=lambda row: row.started_at) == student.told
+    assert restarted.rows.changes(restarted.state) == ([], [])
+
+
+def test_what_comes_for_a_session_put_away_is_counted_in_it():
+    student = Student()
+    for number in range(3):
+        student.run(f"s{number}", 1000 + number * 1000)
+        student.flush()
+    student.flush()
+    assert len(student.state.packed) == 2
+    student.run("s0", 1500)
+    (stretched,) = student.flush()
+    assert (stretched.started_at, stretched.ended_at, stretched.executions) == (1000, 1500, 2)
+    student.flush()
+    student.run("s0", 200)  # it starts earlier now, which is another place in the table
+    (moved,) = student.flush()
+    assert (moved.started_at, moved.ended_at, moved.executions) == (200, 1500, 3)
+    student.flush()
+    assert len(student.state.packed) == 2
+    assert sorted(student.table.values(), key=lambda row: row.started_at) == student.told
+
+
+def test_an_end_without_a_notebook_closes_what_was_put_away():
+    student = Student()
+    for number in range(3):
+        student.run(f"s{number}", number * 1000)
+        student.flush()
+    student.flush()
+    student.run("s1", 1500, kind="session_end", notebook=None)
+    student.flush()
+    assert [row.closed for row in student.told] == [False, True, False]
+    student.flush()
+    student.run(None, 9000, kind="session_end", notebook=None)
+    student.flush()
+    assert [row.closed for row in student.told] == [True, True, True]
+    assert sorted(student.table.values(), key=lambda row: row.started_at) == student.told
+
+
+def test_a_session_of_no_notebook_that_was_put_away_goes_when_its_client_has_one():
+    student = Student()
+    student.run("s0", 0, kind="session_start", notebook=None)
+    student.run("s1", 1000)
+    student.flush()
+    student.flush()
+    assert len(student.state.packed) == 1
+    student.run("s0", 500)
+    student.flush()
+    assert [(row.client_session, row.notebook_path) for row in student.told] == [("s1", "n"), ("s0", "n")][::-1]
+    assert sorted(student.table.values(), key=lambda row: row.started_at) == student.told
+
+
+@pytest.mark.parametrize("name", ["s{}", None])
+def test_sessions_leave_memory_only_as_rows_and_never_come_back_as_two(name):
+    """The oldest of very many sessions leave when they are stored; a late event for one of them makes no second row."""
+    student = Student()
+    state, count = student.state, KEPT_SESSIONS + 300
+    notebook = "n" * 128
+
+    def run(number: int, at: int) -> None:
+        student.run(None if name is None else name.format(number), at, notebook=notebook)
+
     for number in range(count):
-        run(number, f"s{number}", number * 1000)
-    flush()
-    assert len(table) == count, "none left before it was stored"
-    flush()
-    assert len(state.sessions) == KEPT_SESSIONS
-    run(count, "s0", count * 1000)
-    run(count + 1, "s1", 1001)
-    flush()
-    assert len(table) == len({row_id for row_id, _ in table}) == count
+        run(number, number * 1000)
+    student.flush()
+    assert len(student.table) == count, "none left before it was stored"
+    student.flush()
+    assert len(state.sessions) <= KEPT_SESSIONS
+    assert sum(map(len, state.packed)) <= MAX_PACKED_BYTES
+    kept = len(student.told)
+    assert KEPT_SESSIONS - 100 < kept < count, "some left"
+    assert student.told[0].started_at == (count - kept) * 1000, "the oldest"
+    run(0, count * 1000)
+    run(1, 1001)
+    student.flush()
+    ids = {row_id for row_id, _ in student.table}
+    assert len(student.table) == len(ids) == count + (name is None)  # nameless, the later run is one of its own
     assert state.executions == count + 2
 
 

@@ -15,6 +15,7 @@ from engine.cohort import Cohort
 from engine.decode import decode_body
 from engine.event import CELL_TYPES, Event
 from engine.help import HELP_LAPSE_MS
+from engine.rows import StoredRows, newest_rows
 from engine.session import UserState
 from engine.view import PROGRESS_UNIT, STATUSES, Thresholds, UserView, current_session, progress_of, user_view
 from tests.engine.strategies import IDLE_MS, START, event_lists, state_of
@@ -298,6 +299,23 @@ def test_the_session_shown_is_the_current_notebooks_latest():
     session = current_session(state, state.visible_sessions().values())
     assert session is not None
     assert (session.client, session.notebook) == ("s2", "n1")
+
+
+@given(event_lists(), st.data())
+def test_sessions_that_are_put_away_are_seen_like_the_others(events, data):
+    flushes = data.draw(st.lists(st.booleans(), min_size=len(events), max_size=len(events)))
+    state, rows = UserState(class_id="default", user_id="ana"), StoredRows()
+    for each, flush in zip(events, flushes, strict=True):
+        state.apply(each, each.time, IDLE_MS)
+        if flush:
+            rows.shed(state)
+            rows.changes(state)
+            rows.stored()
+    plain, cohort = state_of(events), cohort_of(events)
+    assert user_view(state, plain.last_receipt, THRESHOLDS, cohort) == user_view(
+        plain, plain.last_receipt, THRESHOLDS, cohort
+    )
+    assert newest_rows(state, 3) == newest_rows(plain, 3)
 
 
 # --- when it changes
