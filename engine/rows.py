@@ -150,8 +150,7 @@ class StoredRows:
         if at_work is None:
             return set()
         over = {session.client for session in state.sessions.values() if session.client is not None}
-        if at_work.client is not None:
-            over.discard(at_work.client)
+        over.discard(at_work.client or "")  # need no look
         for key, session in state.sessions.items() if over else ():
             if session.client in over and (
                 session.end >= at_work.end or not self._settled(state, key, session, visible=key in visible)

@@ -339,15 +339,13 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
         them out again. It is all of a client's or none, as one of no notebook is shown only without the others.
         """
         keys = [key for key, session in self.sessions.items() if session.client == client]
-        others, self.packed = self.packed, (_encode([self.sessions.pop(key) for key in keys]),)
-        room = MAX_PACKED_BYTES - len(self.packed[0])
-        if sum(map(len, others)) > room:
-            by_end = sorted(others, key=lambda record: max(session.end for session in _decode(record)))
-            while by_end and sum(map(len, by_end)) > room:
-                for session in _decode(by_end.pop(0)):
+        self.packed = (*self.packed, _encode([self.sessions.pop(key) for key in keys]))
+        if sum(map(len, self.packed)) > MAX_PACKED_BYTES:
+            oldest_first = sorted(self.packed, key=lambda record: max(session.end for session in _decode(record)))
+            while sum(map(len, oldest_first)) > MAX_PACKED_BYTES:
+                for session in _decode(oldest_first.pop(0)):
                     self._leave(session)
-            others = tuple(by_end)
-        self.packed = others + self.packed
+            self.packed = tuple(oldest_first)
         return keys
 
     def packed_sessions(self) -> list[Session]:

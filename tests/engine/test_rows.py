@@ -132,8 +132,8 @@ def test_sessions_of_earlier_clients_are_put_away_when_they_are_stored():
 
 def test_what_comes_for_a_session_put_away_is_counted_in_it():
     student = Student()
-    for number in range(3):
-        student.run(f"s{number}", 1000 + number * 1000)
+    for number, session in enumerate(("s00", "s0", "s1")):  # the one's name is in the other's
+        student.run(session, number * 1000)
         student.flush()
     student.flush()
     assert len(student.state.packed) == 2

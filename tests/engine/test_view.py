@@ -318,6 +318,19 @@ def test_sessions_that_are_put_away_are_seen_like_the_others(events, data):
     assert newest_rows(state, 3) == newest_rows(plain, 3)
 
 
+def test_a_session_put_away_that_was_never_closed_keeps_its_student_from_being_offline():
+    state, rows = UserState(class_id="default", user_id="ana"), StoredRows()
+    closes = event("notebook_closed", at=20, session_id="s2")
+    for each in (success(at=0, session_id="s1"), success(at=10, session_id="s2"), closes):
+        state.apply(each, each.time, IDLE_MS)
+        rows.shed(state)
+        rows.changes(state)
+        rows.stored()
+    assert len(state.packed) == 1
+    view, _ = user_view(state, state.last_receipt, THRESHOLDS, Cohort("default"))
+    assert view["status"] == "active"
+
+
 # --- when it changes
 
 
