@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from engine import session
 from engine.event import CELL_TYPES, HELP_RESOLVED, Event, UserKey
 from engine.help import MAX_REQUESTS
-from engine.rows import decode_state, encode_state, session_rows
+from engine.rows import StoredRows, decode_state, encode_state, session_rows
 from engine.session import UserState, cell_key, merge
 from tests.engine.pipeline import Pipeline
 from tests.engine.strategies import IDLE_MS, START, event_lists, many, state_of
@@ -166,6 +166,20 @@ def test_the_floor_never_passes_an_event_that_a_stored_snapshot_lacks(events, st
     pipeline.recover()
     assert not len(pipeline.dirty)
     assert pipeline.floor == pipeline.last_seq
+
+
+@given(event_lists(), st.data())
+def test_states_merge_with_what_they_put_away(events, data):
+    sides = data.draw(st.lists(st.booleans(), min_size=len(events), max_size=len(events)))
+    halves = []
+    for wanted in (True, False):
+        state = state_of([each for each, side in zip(events, sides, strict=True) if side is wanted])
+        rows = StoredRows()
+        rows.changes(state)
+        rows.stored()
+        rows.shed(state)
+        halves.append(state)
+    assert normal(merge(*halves, IDLE_MS)) == normal(state_of(events))
 
 
 def test_a_start_that_names_no_notebook_is_no_session_once_its_client_session_has_one():

@@ -318,17 +318,31 @@ def test_sessions_that_are_put_away_are_seen_like_the_others(events, data):
     assert newest_rows(state, 3) == newest_rows(plain, 3)
 
 
-def test_a_session_put_away_that_was_never_closed_keeps_its_student_from_being_offline():
+def put_away(events: list[Event]) -> UserState:
+    """The state after events, stored after each."""
     state, rows = UserState(class_id="default", user_id="ana"), StoredRows()
-    closes = event("notebook_closed", at=20, session_id="s2")
-    for each in (success(at=0, session_id="s1"), success(at=10, session_id="s2"), closes):
+    for each in events:
         state.apply(each, each.time, IDLE_MS)
         rows.shed(state)
         rows.changes(state)
         rows.stored()
+    return state
+
+
+def test_a_session_put_away_that_was_never_closed_keeps_its_student_from_being_offline():
+    closes = event("notebook_closed", at=20, session_id="s2")
+    state = put_away([success(at=0, session_id="s1"), success(at=10, session_id="s2"), closes])
     assert len(state.packed) == 1
     view, _ = user_view(state, state.last_receipt, THRESHOLDS, Cohort("default"))
     assert view["status"] == "active"
+
+
+def test_of_two_sessions_that_end_together_the_later_begun_is_shown_whatever_was_stored():
+    ends = [success(at=10, session_id="s2"), success(at=10, session_id="s1")]
+    late = success(at=0, session_id="s2")
+    state = put_away([success(at=5, session_id="s1"), *ends, event("help_requested", at=11), late])
+    view, _ = user_view(state, state.last_receipt, THRESHOLDS, Cohort("default"))
+    assert view["session_started_at"] == rfc3339(START + 5 * SECOND)
 
 
 # --- when it changes
