@@ -26,6 +26,7 @@ from engine.view import Thresholds
 from engine.watermark import Watermark
 from tests.adapters.events import NOW, Receipt
 from tests.e2e.merge_patch import merged
+from tests.engine.strategies import whole
 
 IDLE_MS = 1_800_000
 RETIRE_MS = 3_600_000
@@ -240,5 +241,6 @@ def folded(*events, user_id="ann", received_at=NOW):
 
 
 def bare(state):
-    """A state in a form that compares, apart from the journals that it was fed from."""
+    """A state in a form that compares, apart from the journals that it was fed from and from what is put away."""
+    state = whole(state)
     return {name: getattr(state, name) for name in state.__struct_fields__ if name != "applied"}

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from engine.event import CELL_EXECUTED, CELL_TYPES, EXECUTION_ERROR, NEEDS_NOTEBOOK, NOTEBOOK_CLOSED, SESSION_END, Event
 from engine.event import HELP_REQUESTED as HELP
 from engine.event import HELP_RESOLVED as RESOLVED
+from engine.rows import decode_state, encode_state
 from engine.session import UserState
 
 START = 1_795_445_631_000
@@ -67,6 +68,15 @@ def event_lists(draw: st.DrawFn, *, users: tuple[str, ...] = ("ana",), max_size:
     return [
         Event(event_id=f"e{number:02}", class_id="default", **fields) for number, fields in zip(ids, drawn, strict=True)
     ]
+
+
+def whole(state: UserState) -> UserState:
+    """A copy with nothing put away: when that was done is no part of what a state says."""
+    copy = decode_state(encode_state(state))
+    copy.unpack()
+    for session in copy.sessions.values():
+        session.row_start = -1
+    return copy
 
 
 def state_of(events: list[Event], *, user_id: str = "ana", received_at: int | None = None) -> UserState:

@@ -14,19 +14,15 @@ from engine.help import MAX_REQUESTS
 from engine.rows import StoredRows, decode_state, encode_state, session_rows
 from engine.session import UserState, cell_key, merge
 from tests.engine.pipeline import Pipeline
-from tests.engine.strategies import IDLE_MS, START, event_lists, many, state_of
+from tests.engine.strategies import IDLE_MS, START, event_lists, many, state_of, whole
 
 MINUTE = 60_000
 
 
 def normal(state: UserState) -> Any:
     """What its snapshot says, the order of maps, the positions in journals and what is put away apart."""
-    copy = decode_state(encode_state(state))
-    assert msgspec.to_builtins(copy) == msgspec.to_builtins(state)
-    copy.unpack()
-    for each in copy.sessions.values():
-        each.row_start = -1
-    return msgspec.to_builtins(msgspec.structs.replace(copy, applied={}))
+    assert msgspec.to_builtins(decode_state(encode_state(state))) == msgspec.to_builtins(state)
+    return msgspec.to_builtins(msgspec.structs.replace(whole(state), applied={}))
 
 
 def event(number: int, event_type: str = "cell_executed", *, at: int | None = None, **fields: Any) -> Event:
