@@ -5,7 +5,7 @@ from typing import Final
 import msgspec
 
 from engine.event import CELL_TYPES, Event, Order
-from engine.session import Latest, latest
+from engine.latest import Latest, latest
 
 MAX_NOTEBOOKS: Final = 10_000  # a class; past them progress falls back to the student's own cells
 

@@ -1,13 +1,13 @@
 """A notebook as a class works on it: the summary, from the states of the students who are in memory.
 
-Approximate by nature: a student who left memory counts no more, each one's last `engine.session.MAX_CELLS` cells are
+Approximate by nature: a student who left memory counts no more, each one's last `engine.cells.MAX_CELLS` cells are
 kept, and ``median_duration_ms`` is the median over students of each one's last run of the cell.
 """
 
 from bisect import bisect_left, insort
 from typing import Any
 
-from engine.session import Notebook, Result
+from engine.cells import Notebook, Result
 from engine.view import progress_of
 
 

@@ -7,8 +7,9 @@ student and notebook a flush. A sample says how things were then; one that is mi
 from collections.abc import Callable, Iterable
 from typing import Final, TypeAlias
 
+from engine.cells import Notebook
 from engine.ports import Sample, SessionRow
-from engine.session import Notebook, UserState
+from engine.session import UserState
 from engine.view import progress_of
 
 # Cells of a notebook (class, path), as the class knows it; 0: nothing is known.

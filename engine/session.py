@@ -12,11 +12,13 @@ Rules
 * Duplicates are not known here: the journal's window keeps them out, and `applied` skips what a replay repeats.
 """
 
-from collections.abc import Callable, Hashable, Iterable
-from typing import Any, Final, Generic, TypeVar
+from collections.abc import Iterable
+from typing import Final
 
 import msgspec
 
+from engine.bounds import trim
+from engine.cells import Cell, Notebook, cell_key
 from engine.dedupe import Digester
 from engine.event import (
     CELL_EXECUTED,
@@ -30,6 +32,7 @@ from engine.event import (
     Order,
 )
 from engine.help import Help
+from engine.latest import Latest, latest, written
 
 # Bounds on one student's state. A term's worth of notebooks and reloads fits; a hostile client does not grow past them.
 MAX_NOTEBOOKS: Final = 128
@@ -37,22 +40,9 @@ MAX_SESSIONS: Final = 2048
 KEPT_SESSIONS: Final = 512  # once they are stored; more stay only until the next flush
 MAX_PACKED_BYTES: Final = 65_536  # of sessions that are put away: some 600
 MAX_LEFT: Final = 16_384  # sessions that left memory, known again by 64 bits each
-MAX_CELLS: Final = 500  # a notebook
-MAX_FAILURES: Final = 32  # in a row, of one cell, that are kept one by one; more are only counted
 MAX_JOURNALS: Final = 8  # positions remembered, newest last: a state outlives the journals it was fed from
 
-_NEVER: Final = Order(-1, "")
 _digest: Final = Digester()
-
-Key = TypeVar("Key", bound=Hashable)
-Value = TypeVar("Value")
-
-
-class Latest(msgspec.Struct, Generic[Value], array_like=True, gc=False):
-    """What was last written, and by which event: see `written`."""
-
-    order: Order
-    value: Value
 
 
 class Run(msgspec.Struct, array_like=True, gc=False):
@@ -62,88 +52,6 @@ class Run(msgspec.Struct, array_like=True, gc=False):
     notebook: str
     cell: str  # `cell_key`
     failed: bool
-
-
-class Cell(msgspec.Struct, array_like=True, gc=False):
-    """The runs of one cell: its latest success, and the failures after it (ascending)."""
-
-    success: Order | None = None
-    failures: tuple[Order, ...] = ()
-    uncounted: int = 0  # failures past MAX_FAILURES
-
-    def add(self, order: Order, *, failed: bool) -> None:
-        """Fold in one run."""
-        if failed:
-            if self.success is None or order > self.success:
-                self.failures = tuple(sorted((*self.failures, order)))
-                if len(self.failures) > MAX_FAILURES:
-                    self.failures = self.failures[:-1]  # the earliest stay: `stuck_since` is among them
-                    self.uncounted += 1
-        elif self.success is None or order > self.success:
-            self.success = order
-            if self.failures:
-                self.failures = tuple(failure for failure in self.failures if failure > order)
-                if not self.failures:
-                    self.uncounted = 0
-
-    @property
-    def consecutive_errors(self) -> int:
-        """Failures since the latest success."""
-        return len(self.failures) + self.uncounted
-
-
-class Result(msgspec.Struct, array_like=True, gc=False, frozen=True):
-    """How the last run of a cell ended, and how many there were. A new one each time: `engine.notebook` compares."""
-
-    order: Order
-    ok: bool
-    executions: int = 0
-    errors: int = 0
-    duration_ms: float | None = None  # of the last run
-
-
-class Notebook(msgspec.Struct, array_like=True, gc=False):
-    """A student's work on one notebook."""
-
-    last: Order  # the latest event of any kind
-    cell: Latest[int] | None = None  # the most recently run cell that has an index
-    results: dict[int, Result] = {}  # by cell_index
-    cells: dict[str, Cell] = {}  # by cell identity (`cell_key`)
-
-    @property
-    def done(self) -> int:
-        """Distinct cells, by index, whose last run succeeded."""
-        return sum(result.ok for result in self.results.values())
-
-    def add_run(self, event: Event, key: str, order: Order, *, failed: bool, newest: bool) -> None:
-        """Fold in the run of a cell. ``newest``: it is the latest that the student did."""
-        index = event.cell_index
-        if index is not None:
-            at = self.cell
-            if at is None:
-                self.cell = Latest(order, index)
-            elif newest or order > at.order:
-                at.order = order
-                at.value = index
-            executed = event.event_type == CELL_EXECUTED
-            known = self.results.get(index)
-            if known is None:
-                self.results[index] = Result(order, not failed, int(executed), int(failed), event.execution_duration_ms)
-                trim(self.results, MAX_CELLS, _result_order)
-            else:
-                executions, errors = known.executions + executed, known.errors + failed
-                self.results[index] = (
-                    Result(order, not failed, executions, errors, event.execution_duration_ms)
-                    if newest or order > known.order
-                    else Result(known.order, known.ok, executions, errors, known.duration_ms)
-                )
-        cell = self.cells.get(key)
-        if cell is None:
-            cell = self.cells[key] = Cell()
-            cell.add(order, failed=failed)
-            trim(self.cells, MAX_CELLS, _cell_order)
-        else:
-            cell.add(order, failed=failed)
 
 
 class Session(msgspec.Struct, array_like=True, gc=False):
@@ -448,7 +356,7 @@ def merge(left: UserState, right: UserState, idle_ms: int) -> UserState:
             left.notebooks[path] = notebook
             trim(left.notebooks, MAX_NOTEBOOKS, lambda item: item.last)
         else:
-            _merge_notebook(known, notebook)
+            known.merge(notebook)
     left.forgotten = max(left.forgotten, right.forgotten)
     left.left |= right.left
     right.unpack()
@@ -458,61 +366,6 @@ def merge(left: UserState, right: UserState, idle_ms: int) -> UserState:
         left._end(client, time)  # noqa: SLF001
     left.help.merge(right.help)
     return left
-
-
-def _merge_notebook(left: Notebook, right: Notebook) -> None:
-    left.last = max(left.last, right.last)
-    left.cell = latest(left.cell, right.cell)
-    for index, result in right.results.items():
-        mine = left.results.get(index)
-        if mine is None:
-            left.results[index] = result
-            trim(left.results, MAX_CELLS, _result_order)
-        else:
-            last = result if result.order > mine.order else mine
-            left.results[index] = Result(
-                last.order, last.ok, mine.executions + result.executions, mine.errors + result.errors, last.duration_ms
-            )
-    for key, cell in right.cells.items():
-        known = left.cells.get(key)
-        if known is None:
-            left.cells[key] = cell
-            trim(left.cells, MAX_CELLS, _cell_order)
-            continue
-        if cell.success is not None:
-            known.add(cell.success, failed=False)
-        for failure in cell.failures:
-            known.add(failure, failed=True)
-        if known.failures:
-            known.uncounted += cell.uncounted
-
-
-def written(known: Latest[Value] | None, order: Order, value: Value) -> Latest[Value]:
-    """Last write wins, by the event's order: ``known`` itself, written over where this one is later."""
-    if known is None:
-        return Latest(order, value)
-    if order > known.order:
-        known.order = order
-        if known.value != value:
-            known.value = value
-    return known
-
-
-def latest(left: Latest[Value] | None, right: Latest[Value] | None) -> Latest[Value] | None:
-    """The later of two that may be missing; the left one of two that are the same."""
-    return left if right is None or (left is not None and left.order >= right.order) else right
-
-
-def trim(items: dict[Key, Value], limit: int, age: Callable[[Value], Any]) -> Value | None:
-    """Drop the oldest when there are more than ``limit``; returns what was dropped."""
-    if len(items) <= limit:
-        return None
-    return items.pop(min(items, key=lambda key: age(items[key])))
-
-
-def cell_key(event: Event) -> str:
-    """A cell's identity: its id, which stays when cells are inserted above it; else its place."""
-    return event.cell_id or f"#{event.cell_index}"
 
 
 def session_key(client: str, notebook: str | None) -> str:
@@ -528,11 +381,3 @@ def _placed(sessions: Iterable[Session]) -> set[str | None]:
 def _mark(key: str) -> int:
     """64 bits that stand for a session's key."""
     return _digest("", "", key)
-
-
-def _cell_order(cell: Cell) -> Order:
-    return cell.failures[-1] if cell.failures else cell.success or _NEVER
-
-
-def _result_order(result: Result) -> Order:
-    return result.order

@@ -7,8 +7,8 @@ from adapters.asyncio_bridge import Connection
 from engine.cohort import NotebookTotals
 from engine.event import Order
 from engine.ids import notebook_uuid
+from engine.latest import Latest
 from engine.ports import Flush
-from engine.session import Latest
 
 NOTEBOOKS: Final = "select class_id, path, highest_cell_index, given_cell_count, given_at_ms, given_by from notebooks"
 # PostgreSQL's `integer`. An event's cell_index may be as high, and its notebook then has one cell more.

@@ -21,9 +21,9 @@ from adapters.postgres.store import PostgresStore
 from engine.cohort import NotebookTotals
 from engine.errors import StoreDataError, StoreMisconfiguredError, StoreRefusedError, StoreUnavailableError
 from engine.event import Order
+from engine.latest import Latest
 from engine.ports import DeadLetter, Retention, Sample, StoredOffsets
 from engine.series import Window
-from engine.session import Latest
 from tests.adapters.events import DAY, NOW, event, run
 from tests.adapters.flushes import Feed, Student, make_store, opened
 from tests.e2e.postgres_server import Database, free_port

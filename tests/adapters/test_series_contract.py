@@ -18,8 +18,8 @@ from adapters.postgres.series import PostgresSeries
 from engine.cohort import NotebookTotals
 from engine.errors import StoreRefusedError, StoreUnavailableError, TooLargeError
 from engine.event import Event, Order
+from engine.latest import Latest
 from engine.series import GROUPS, Window, activity_series, errors_series
-from engine.session import Latest
 from tests.adapters.events import NOW, run
 from tests.adapters.flushes import Feed, make_store, opened
 from tests.adapters.series_oracle import SeriesOracle, assert_like

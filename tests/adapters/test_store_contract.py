@@ -10,8 +10,9 @@ from adapters.asyncio_bridge import open_loop
 from engine.cohort import NotebookTotals
 from engine.errors import StoreDataError, StoreUnavailableError
 from engine.event import Order
+from engine.latest import Latest
 from engine.ports import DeadLetter, StoredOffsets
-from engine.session import Latest, UserState
+from engine.session import UserState
 from tests.adapters.events import DAY, NOW, event, run
 from tests.adapters.flushes import Feed, Memory, Postgres, Student
 

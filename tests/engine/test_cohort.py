@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from engine import cohort as cohort_module
 from engine.cohort import Cohort, NotebookTotals
 from engine.event import CELL_TYPES, Event, Order
-from engine.session import Latest
+from engine.latest import Latest
 from tests.engine.strategies import START, event_lists
 
 USERS = ("ana", "ben")

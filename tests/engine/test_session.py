@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import session
+from engine import cells, session
+from engine.cells import cell_key
 from engine.event import CELL_TYPES, HELP_RESOLVED, Event, UserKey
 from engine.help import MAX_REQUESTS
 from engine.rows import StoredRows, decode_state, encode_state, session_rows
-from engine.session import UserState, cell_key, merge
+from engine.session import UserState, merge
 from tests.engine.pipeline import Pipeline
 from tests.engine.strategies import IDLE_MS, START, event_lists, many, state_of, whole
 
@@ -268,8 +269,8 @@ def test_cells_of_a_notebook_are_bounded_by_id_and_by_index():
     for number in range(3000):
         state.apply(event(number, cell_id=f"c{number}", cell_index=number), START, IDLE_MS)
     notebook = state.notebooks["n1"]
-    assert len(notebook.cells) == session.MAX_CELLS
-    assert sorted(notebook.results) == list(range(3000 - session.MAX_CELLS, 3000))
+    assert len(notebook.cells) == cells.MAX_CELLS
+    assert sorted(notebook.results) == list(range(3000 - cells.MAX_CELLS, 3000))
     assert state.executions == 3000
 
 
@@ -292,7 +293,7 @@ def test_failures_of_a_cell_are_bounded_but_all_counted():
     state = flood({"event_type": "execution_error", "cell_id": "a"})
     cell = state.failing_cell()
     assert cell is not None
-    assert len(cell.failures) == session.MAX_FAILURES
+    assert len(cell.failures) == cells.MAX_FAILURES
     assert cell.consecutive_errors == 3000
     assert cell.failures[0].time == START
 
@@ -333,9 +334,9 @@ def test_merging_does_not_grow_past_the_bounds():
     assert len(state.ended) <= session.MAX_SESSIONS
     assert len(state.help.requests) <= MAX_REQUESTS
     busy = state.notebooks["busy"]
-    assert len(busy.cells) <= session.MAX_CELLS
-    assert len(busy.results) <= session.MAX_CELLS
-    assert all(len(cell.failures) <= session.MAX_FAILURES for cell in busy.cells.values())
+    assert len(busy.cells) <= cells.MAX_CELLS
+    assert len(busy.results) <= cells.MAX_CELLS
+    assert all(len(cell.failures) <= cells.MAX_FAILURES for cell in busy.cells.values())
     assert state.errors == 1200
 
 

@@ -1,0 +1,14 @@
+"""Bounds on what is kept: past one, the oldest leaves."""
+
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+
+def trim(items: dict[Key, Value], limit: int, age: Callable[[Value], Any]) -> Value | None:
+    """Drop the oldest when there are more than ``limit``; returns what was dropped."""
+    if len(items) <= limit:
+        return None
+    return items.pop(min(items, key=lambda key: age(items[key])))
