@@ -8,8 +8,9 @@ import msgspec
 from engine.clock import rfc3339
 from engine.event import UserKey
 from engine.ids import session_uuid
+from engine.learning_session import Session
 from engine.ports import SessionRow
-from engine.session import KEPT_SESSIONS, Session, UserState
+from engine.session import KEPT_SESSIONS, UserState
 from engine.view import current_session
 
 # What a row of `learning_sessions` is known by: its id and where it starts (ms).
@@ -88,8 +89,8 @@ def session_view(user_id: str, class_id: str, row: SessionRow) -> dict[str, Any]
 class StoredRows:
     """The session rows of one student as they were last stored, so that a flush writes and moves only what changed.
 
-    By the session's key (`engine.session.session_key`), which its row's id is made of: most sessions of a student are
-    over, and theirs need no hash again.
+    By the session's key (`engine.learning_session.session_key`), which its row's id is made of, so that none is made
+    again.
     """
 
     __slots__ = ("_doubt", "_pending", "_rows")
@@ -106,9 +107,13 @@ class StoredRows:
 
     def changes(self, state: UserState) -> tuple[list[SessionRow], list[Identity]]:
         """Rows to write, and (id, started_at) of stored rows that their session left; then `stored` or `unsure`."""
+        if recalled := _recalled(state):
+            self._rows |= recalled
+            for key in recalled:
+                state.sessions[key].row_start = -1
         rows = self._pending = self._as_rows(state)
         changed = [row for key, row in rows.items() if self._doubt is not None or self._rows.get(key) is not row]
-        return changed, self._left(rows, state)
+        return changed, self._left(self._rows, rows, state)
 
     def stored(self) -> None:
         """What `changes` told is committed."""
@@ -124,7 +129,8 @@ class StoredRows:
     def left(self, state: UserState) -> set[UUID]:
         """Ids of stored rows that no session has any more."""
         rows = self._as_rows(state)
-        return {row_id for row_id, _ in self._left(rows, state)} - {row.id for row in rows.values()}
+        stored = self._rows | _recalled(state)  # not noted: a flush may be under way, which ends what was noted before
+        return {row_id for row_id, _ in self._left(stored, rows, state)} - {row.id for row in rows.values()}
 
     def shed(self, state: UserState) -> None:
         """Put away sessions of clients that are not at work, and let the oldest past `KEPT_SESSIONS` leave memory.
@@ -134,15 +140,17 @@ class StoredRows:
         if len(state.sessions) == 1 or self._doubt is not None:
             return
         visible = state.visible_sessions()
-        for client in self._over(state, visible):
-            for key in state.pack(client):
-                self._rows.pop(key, None)
+        over = self._over(state, visible)
+        for key in state.pack(over) if over else ():
+            self._rows.pop(key, None)
         surplus = len(state.sessions) - KEPT_SESSIONS
         if surplus <= 0:
             return
         for key, session in sorted(state.sessions.items(), key=lambda item: (item[1].end, item[1].start))[:surplus]:
             if key in visible and self._settled(state, key, session, visible=True):
                 state.forget(key)
+            elif session.client is None:
+                break  # those without a name leave in order: `UserState.forgotten`
 
     def _over(self, state: UserState, visible: dict[str, Session]) -> set[str]:
         """Clients whose sessions may be put away: all are stored, and ended before the one that is at work now."""
@@ -166,12 +174,6 @@ class StoredRows:
         return self._row(state, key, session) is row
 
     def _as_rows(self, state: UserState) -> dict[str, SessionRow]:
-        for key, session in state.sessions.items():
-            if session.row_start >= 0:
-                # It was put away: it has a row, of which only the identity is known. This one equals none.
-                row = session_row(state, session)
-                self._rows[key] = msgspec.structs.replace(row, started_at=session.row_start, executions=-1)
-                session.row_start = -1
         return {key: self._row(state, key, session) for key, session in state.visible_sessions().items()}
 
     def _row(self, state: UserState, key: str, session: Session) -> SessionRow:
@@ -182,8 +184,8 @@ class StoredRows:
         row = session_row(state, session, known.id)
         return known if row == known else row
 
-    def _left(self, rows: dict[str, SessionRow], state: UserState) -> list[Identity]:
-        left = [row for key, row in self._rows.items() if key not in rows or _moves(row, rows[key])]
+    def _left(self, stored: dict[str, SessionRow], rows: dict[str, SessionRow], state: UserState) -> list[Identity]:
+        left = [row for key, row in stored.items() if key not in rows or _moves(row, rows[key])]
         if self._doubt:
             there = {_identity(row) for row in rows.values()}
             left += [row for row in self._doubt if _identity(row) not in there]
@@ -205,6 +207,15 @@ class Past(NamedTuple):
         rows = StoredRows()
         rows.assume(state)
         return cls(state, rows)
+
+
+def _recalled(state: UserState) -> dict[str, SessionRow]:
+    """Rows of sessions that were put away, by key: only their identity is known, and they equal none."""
+    return {
+        key: msgspec.structs.replace(session_row(state, session), started_at=session.row_start, executions=-1)
+        for key, session in state.sessions.items()
+        if session.row_start >= 0
+    }
 
 
 def _identity(row: SessionRow) -> Identity:

@@ -12,7 +12,7 @@ Rules
 * Duplicates are not known here: the journal's window keeps them out, and `applied` skips what a replay repeats.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Final
 
 import msgspec
@@ -33,12 +33,14 @@ from engine.event import (
 )
 from engine.help import Help
 from engine.latest import Latest, latest, written
+from engine.learning_session import Session, all_closed, pack_sessions, record_of, session_key, unpack_sessions
 
 # Bounds on one student's state. A term's worth of notebooks and reloads fits; a hostile client does not grow past them.
 MAX_NOTEBOOKS: Final = 128
 MAX_SESSIONS: Final = 2048
 KEPT_SESSIONS: Final = 512  # once they are stored; more stay only until the next flush
-MAX_PACKED_BYTES: Final = 65_536  # of sessions that are put away: some 600
+MAX_PACKED: Final = 512  # clients whose sessions are put away,
+MAX_PACKED_BYTES: Final = 65_536  # and what they take: some 100 each
 MAX_LEFT: Final = 16_384  # sessions that left memory, known again by 64 bits each
 MAX_JOURNALS: Final = 8  # positions remembered, newest last: a state outlives the journals it was fed from
 
@@ -52,36 +54,6 @@ class Run(msgspec.Struct, array_like=True, gc=False):
     notebook: str
     cell: str  # `cell_key`
     failed: bool
-
-
-class Session(msgspec.Struct, array_like=True, gc=False):
-    """A learning session: it stretches to hold what arrives."""
-
-    notebook: str | None
-    client: str | None  # the client's session id
-    start: int  # ms, first and last event time
-    end: int
-    executions: int = 0
-    errors: int = 0
-    closed: int = -1  # event time of the latest close; -1: none
-    row_start: int = -1  # where its stored row says that it starts, of one that was packed; -1: any other
-
-    def absorb(self, other: "Session") -> None:
-        """Join another part of the same session."""
-        self.start = min(self.start, other.start)
-        self.end = max(self.end, other.end)
-        self.executions += other.executions
-        self.errors += other.errors
-        self.closed = max(self.closed, other.closed)
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether nothing came after its close."""
-        return self.closed >= self.end
-
-
-_encode: Final = msgspec.msgpack.Encoder().encode
-_decode: Final = msgspec.msgpack.Decoder(list[Session]).decode
 
 
 class UserState(msgspec.Struct, array_like=True, gc=False):
@@ -102,9 +74,9 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
     sessions: dict[str, Session] = {}  # by `session_key`
     ended: dict[str, int] = {}  # client session ("" for any): event time of its end, for ends that name no notebook
     help: Help = msgspec.field(default_factory=Help)
-    forgotten: int = -1  # the latest end among sessions that left memory
-    left: dict[int, int] = {}  # sessions that left memory, by `_mark` of their key: their end
-    packed: tuple[bytes, ...] = ()  # sessions that are put away, those of a client together: see `pack`
+    forgotten: int = -1  # the latest end among nameless sessions that left memory
+    left: dict[int, int] = {}  # sessions with a name that left memory, by `_mark` of their key: their end
+    packed: tuple[bytes, ...] = ()  # sessions that are put away, a record (`engine.learning_session`) a client
 
     def apply(self, event: Event, received_at: int, idle_ms: int) -> None:
         """Fold in one event. ``idle_ms``: runs nearer than this share a session when the client names none.
@@ -206,7 +178,7 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
         if part.client is not None:
             key = session_key(part.client, part.notebook)
             if self.packed:
-                self._unpack(part.client)
+                self._take_out({*self._put_away(part.client)})
             known = self.sessions.get(key)
             if known is not None:
                 known.absorb(part)
@@ -234,52 +206,61 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
         self._leave(self.sessions.pop(key))
 
     def _leave(self, session: Session) -> None:
-        self.forgotten = max(self.forgotten, session.end)
-        if session.client is not None:
+        if session.client is None:
+            self.forgotten = max(self.forgotten, session.end)
+        else:
             self.left[_mark(session_key(session.client, session.notebook))] = session.end
             trim(self.left, MAX_LEFT, lambda end: end)
 
-    def pack(self, client: str) -> list[str]:
-        """Put a client's sessions away, whose rows are stored as they are; returns their keys.
+    def pack(self, clients: Collection[str]) -> list[str]:
+        """Put away the sessions of clients, whose rows are stored as they are; returns their keys.
 
-        A student has one with each reload of the page, and all but the last are over. Packed they take a quarter of the
-        room, and no flush looks at them. They are a part of the state like the others: what comes for the client takes
-        them out again. It is all of a client's or none, as one of no notebook is shown only without the others.
+        They stay a part of the state like the others: what comes for a client takes them out again. It is all of a
+        client's or none, as one of no notebook is shown only without the others.
         """
-        keys = [key for key, session in self.sessions.items() if session.client == client]
-        self.packed = (*self.packed, _encode([self.sessions.pop(key) for key in keys]))
-        if sum(map(len, self.packed)) > MAX_PACKED_BYTES:
-            oldest_first = sorted(self.packed, key=lambda record: max(session.end for session in _decode(record)))
-            while sum(map(len, oldest_first)) > MAX_PACKED_BYTES:
-                for session in _decode(oldest_first.pop(0)):
-                    self._leave(session)
-            self.packed = tuple(oldest_first)
+        groups: dict[str, list[Session]] = {client: [] for client in clients}
+        keys = [key for key, session in self.sessions.items() if session.client in groups]
+        for key in keys:
+            session = self.sessions.pop(key)
+            groups[session.client or ""].append(session)
+        records = [*self.packed]
+        for client, sessions in groups.items():
+            records.append(pack_sessions(client, sessions, closed=all(map(self.closed, _visible(sessions)))))
+        self.packed = self._bounded(records)
         return keys
+
+    def _bounded(self, records: list[bytes]) -> tuple[bytes, ...]:
+        """As many records as may stay put away; the sessions of the oldest of the others leave memory."""
+        room = MAX_PACKED_BYTES
+        if len(records) <= MAX_PACKED and sum(map(len, records)) <= room:
+            return tuple(records)
+        kept: list[bytes] = []
+        ends = {record: max(session.end for session in unpack_sessions(record)) for record in records}
+        for record in sorted(records, key=lambda record: (ends[record], record), reverse=True):
+            room -= len(record)
+            if room >= 0 and len(kept) < MAX_PACKED:
+                kept.append(record)
+            else:
+                for session in unpack_sessions(record):
+                    self._leave(session)
+        return tuple(reversed(kept))
 
     def packed_sessions(self) -> list[Session]:
         """The visible ones of those that are put away. To read."""
-        packed = [session for record in self.packed for session in _decode(record)]
-        placed = _placed(packed)
-        return [session for session in packed if session.notebook is not None or session.client not in placed]
+        return [session for record in self.packed for session in _visible(unpack_sessions(record))]
 
     def unpack(self) -> None:
         """Take out all that is put away."""
-        for record in self.packed:
-            self._take_out(record, _decode(record))
+        self._take_out(set(self.packed))
 
-    def _unpack(self, client: str) -> None:
-        """Take out the sessions of a client."""
-        name = client.encode()
-        for record in self.packed:
-            if name in record and (sessions := _decode(record))[0].client == client:
-                self._take_out(record, sessions)
-                return
-
-    def _take_out(self, record: bytes, sessions: list[Session]) -> None:
-        self.packed = tuple(each for each in self.packed if each is not record)
-        for session in sessions:
-            session.row_start = session.start
-            self.sessions[session_key(session.client or "", session.notebook)] = session
+    def _take_out(self, records: set[bytes]) -> None:
+        if not records:
+            return
+        self.packed = tuple(record for record in self.packed if record not in records)
+        for record in records:
+            for session in unpack_sessions(record):
+                session.row_start = session.start
+                self.sessions[session_key(session.client or "", session.notebook)] = session
 
     def has_left(self, client: str | None, notebook: str | None, end: int) -> bool:
         """Whether a session, known by its row, left memory."""
@@ -288,12 +269,22 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
         return bool(self.left) and _mark(session_key(client, notebook)) in self.left
 
     def _end(self, client: str, time: int) -> None:
-        for record in self.packed:
-            sessions = _decode(record)
-            if client in ("", sessions[0].client) and not all(map(self.closed, sessions)):
-                self._take_out(record, sessions)  # it may close them
+        self._take_out({record for record in self._put_away(client) if self._may_close(record, time)})
         self.ended[client] = max(time, self.ended.get(client, -1))
         trim(self.ended, MAX_SESSIONS, lambda item: item)
+
+    def _put_away(self, client: str) -> Collection[bytes]:
+        """Records of a client; ``""``: of any."""
+        if not client or not self.packed:
+            return self.packed
+        record = record_of(client, self.packed)
+        return () if record is None else (record,)
+
+    def _may_close(self, record: bytes, time: int) -> bool:
+        """Whether an end at ``time`` closes a session of the record."""
+        if all_closed(record):
+            return False
+        return any(session.end <= time and not self.closed(session) for session in unpack_sessions(record))
 
     def closed(self, session: Session) -> bool:
         """Whether a session was closed, by its own close or by an end that named no notebook."""
@@ -311,7 +302,7 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
         sessions = self.sessions
         if len(sessions) == 1:
             return sessions
-        placed = _placed(sessions.values())
+        placed = {session.client for session in sessions.values() if session.notebook is not None}
         return {
             key: session
             for key, session in sessions.items()
@@ -368,14 +359,10 @@ def merge(left: UserState, right: UserState, idle_ms: int) -> UserState:
     return left
 
 
-def session_key(client: str, notebook: str | None) -> str:
-    """The key of a session that the client named. Neither part can hold NUL."""
-    return f"{client}\0{notebook or ''}"
-
-
-def _placed(sessions: Iterable[Session]) -> set[str | None]:
-    """Client sessions that are known by a notebook."""
-    return {session.client for session in sessions if session.notebook is not None}
+def _visible(sessions: Collection[Session]) -> list[Session]:
+    """Those without the ones of no notebook whose client session is known by a notebook."""
+    placed = {session.client for session in sessions if session.notebook is not None}
+    return [session for session in sessions if session.notebook is not None or session.client not in placed]
 
 
 def _mark(key: str) -> int:

@@ -10,7 +10,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from engine.clock import rfc3339
 from engine.cohort import Cohort
 from engine.help import HELP_LAPSE_MS
-from engine.session import Session, UserState
+from engine.learning_session import Session, all_closed
+from engine.session import UserState
 
 STATUSES: Final = ("active", "idle", "error", "stuck", "help", "offline")
 # A user's object in a class state: JSON values, absent ones left out.
@@ -64,9 +65,7 @@ def _presence(
     """Active, idle or offline, and until when (ms)."""
     idle_at = state.last_receipt + thresholds.idle_after_ms
     offline_at = state.last_receipt + thresholds.offline_after_ms
-    if now >= offline_at or (
-        sessions and all(map(state.closed, sessions)) and all(map(state.closed, state.packed_sessions()))
-    ):
+    if now >= offline_at or (sessions and all(map(state.closed, sessions)) and all(map(all_closed, state.packed))):
         return "offline", None
     return ("idle", offline_at) if now >= idle_at else ("active", idle_at)
 

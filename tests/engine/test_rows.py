@@ -1,6 +1,7 @@
 """A student's rows in the table of sessions follow its state through flushes whose outcome may be unknown."""
 
 import tracemalloc
+from collections.abc import Callable
 from uuid import UUID
 
 import pytest
@@ -10,55 +11,72 @@ from hypothesis import strategies as st
 from engine.event import Event
 from engine.ports import SessionRow
 from engine.rows import Past, StoredRows, decode_state, encode_state, newest_rows, session_rows
-from engine.session import KEPT_SESSIONS, MAX_PACKED_BYTES, UserState
+from engine.session import KEPT_SESSIONS, MAX_PACKED, MAX_PACKED_BYTES, UserState
 from tests.engine.strategies import IDLE_MS, event_lists, state_of
 
 OUTCOMES = (None, "stored", "lost", "stored, but not answered", "crash", "stored, then crash")
 
 
 class Table:
-    """Rows by (id, started_at), and the snapshot that was stored with them."""
+    """Rows by (id, started_at), and the snapshot that was stored with them, of the first so many events."""
 
     def __init__(self) -> None:
         self.rows: dict[tuple[UUID, int], SessionRow] = {}
         self.snapshot = encode_state(UserState(class_id="default", user_id="ana"))
-
-    def write(self, state: UserState, rows: list[SessionRow], moved: list[tuple[UUID, int]]) -> None:
-        for identity in moved:
-            self.rows.pop(identity, None)
-        self.rows.update({(row.id, row.started_at): row for row in rows})
-        self.snapshot = encode_state(state)
+        self.events = 0
 
 
-def flush(table: Table, state: UserState, stored: StoredRows, outcome: str) -> None:
-    stored.shed(state)
-    changes = stored.changes(state)
-    if outcome.startswith("stored"):
-        table.write(state, *changes)
-    if outcome == "stored":
-        stored.stored()
-    else:
-        stored.unsure()
+class Flush:
+    """One that has begun: what it was told, and the state as it then was."""
+
+    def __init__(self, past: Past, events: int, outcome: str) -> None:
+        past.rows.shed(past.state)
+        self._changed, self._moved = past.rows.changes(past.state)
+        self._snapshot = encode_state(past.state)
+        self._events = events
+        self._outcome = outcome
+
+    def end(self, table: Table, past: Past) -> None:
+        """What became of it."""
+        if self._outcome.startswith("stored"):
+            for identity in self._moved:
+                table.rows.pop(identity, None)
+            table.rows.update({(row.id, row.started_at): row for row in self._changed})
+            table.snapshot, table.events = self._snapshot, self._events
+        if self._outcome == "stored":
+            past.rows.stored()
+        else:
+            past.rows.unsure()
 
 
 @given(event_lists(), st.data())
 def test_the_table_is_the_state_after_any_flushes_and_crashes(events, data):
     outcomes = data.draw(st.lists(st.sampled_from(OUTCOMES), min_size=len(events), max_size=len(events)))
+    slow = data.draw(st.lists(st.booleans(), min_size=len(events), max_size=len(events)))
     table = Table()
     past = Past.of(decode_state(table.snapshot))
-    since_snapshot: list[Event] = []
-    for event, outcome in zip(events, outcomes, strict=True):
+    begun: Flush | None = None
+    for count, (event, outcome) in enumerate(zip(events, outcomes, strict=True), 1):
         past.state.apply(event, event.time, IDLE_MS)
-        since_snapshot.append(event)
+        if begun is not None:  # the event came meanwhile, and somebody asks for the sessions
+            gone = past.rows.left(past.state)
+            assert not gone & {row.id for row in session_rows(past.state)}
+            begun.end(table, past)
+            begun = None
         if outcome is not None and outcome != "crash":
-            flush(table, past.state, past.rows, outcome)
-            if outcome.startswith("stored"):
-                since_snapshot = []
+            begun = Flush(past, count, outcome)
+        if begun is not None and not slow[count - 1]:
+            begun.end(table, past)
+            begun = None
         if outcome is not None and outcome.endswith("crash"):
-            past = Past.of(decode_state(table.snapshot))
-            for replayed in since_snapshot:
+            if begun is not None:
+                begun.end(table, past)
+            past, begun = Past.of(decode_state(table.snapshot)), None
+            for replayed in events[table.events : count]:
                 past.state.apply(replayed, replayed.time, IDLE_MS)
-    flush(table, past.state, past.rows, "stored")
+    if begun is not None:
+        begun.end(table, past)
+    Flush(past, len(events), "stored").end(table, past)
     expected = {(row.id, row.started_at): row for row in session_rows(state_of(events))}
     assert table.rows == expected
 
@@ -90,8 +108,9 @@ def test_what_is_stored_is_not_written_again(events):
 class Student:
     """One whose sessions go to a table with each `flush`."""
 
-    def __init__(self) -> None:
+    def __init__(self, idle_ms: int = 1) -> None:
         self.state = UserState(class_id="default", user_id="ana")
+        self.idle_ms = idle_ms
         self.rows = StoredRows()
         self.table: dict[tuple[UUID, int], SessionRow] = {}
         self.events = 0
@@ -99,15 +118,16 @@ class Student:
     def run(self, session: str | None, at: int, *, kind: str = "cell_executed", notebook: str | None = "n") -> None:
         self.events += 1
         event = Event(f"e{self.events}", kind, at, "ana", "default", notebook_path=notebook, session_id=session)
-        self.state.apply(event, at, 1)
+        self.state.apply(event, at, self.idle_ms)
 
-    def flush(self) -> list[SessionRow]:
+    def flush(self, meanwhile: Callable[[], None] = lambda: None) -> list[SessionRow]:
         """Returns the rows that were written."""
         self.rows.shed(self.state)
         changed, moved = self.rows.changes(self.state)
         for identity in moved:
             self.table.pop(identity, None)
         self.table.update({(row.id, row.started_at): row for row in changed})
+        meanwhile()
         self.rows.stored()
         return changed
 
@@ -178,6 +198,60 @@ def test_a_session_of_no_notebook_that_was_put_away_goes_when_its_client_has_one
     assert sorted(student.table.values(), key=lambda row: row.started_at) == student.told
 
 
+def test_a_query_while_a_flush_is_under_way_leaves_no_row_behind():
+    student = Student()
+    student.run("s0", 1000)
+    student.run("s1", 0, kind="session_start", notebook=None)
+    student.flush()
+    student.run("s2", 2000)
+    student.flush()
+    student.flush()
+    assert len(student.state.packed) == 2
+
+    def meanwhile() -> None:
+        student.run("s0", 500)
+        student.run("s1", 600)
+        assert not student.rows.left(student.state) & {row.id for row in student.told}
+
+    student.run("s2", 3000)
+    student.flush(meanwhile)
+    student.flush()
+    assert sorted(student.table.values(), key=lambda row: row.started_at) == student.told
+
+
+def test_an_end_before_what_was_put_away_takes_nothing_out():
+    student = Student()
+    for number in range(5):
+        student.run(f"s{number}", 1000 + number)
+    student.flush()
+    student.flush()
+    packed = student.state.packed
+    assert len(packed) == 4
+    student.run(None, 10, kind="session_end", notebook=None)
+    assert student.state.packed == packed
+    assert student.flush() == []
+
+
+def test_sessions_with_a_name_that_leave_do_not_take_nameless_ones_with_them():
+    student = Student(idle_ms=500)
+    for at in (1000, 1450):
+        student.run(None, at)
+    student.flush()
+    for number in range(200):
+        student.run(f"s{number}", 1510 + number, notebook="n" * 400)
+    student.flush()
+    student.flush()
+    assert student.state.left, "some left"
+    student.run(None, 1100)
+    student.run(None, 1900)
+    student.run(None, 800)
+    student.flush()
+    nameless = [(row.started_at, row.ended_at, row.executions) for row in student.told if row.client_session is None]
+    assert nameless == [(800, 1900, 5)]
+    stored = [(row.started_at, row.ended_at) for row in student.table.values() if row.client_session is None]
+    assert stored == [(800, 1900)]
+
+
 @pytest.mark.parametrize("name", ["s{}", None])
 def test_sessions_leave_memory_only_as_rows_and_never_come_back_as_two(name):
     """The oldest of very many sessions leave when they are stored; a late event for one of them makes no second row."""
@@ -195,6 +269,7 @@ def test_sessions_leave_memory_only_as_rows_and_never_come_back_as_two(name):
     student.flush()
     assert len(state.sessions) <= KEPT_SESSIONS
     assert sum(map(len, state.packed)) <= MAX_PACKED_BYTES
+    assert len(state.packed) <= MAX_PACKED
     kept = len(student.told)
     assert KEPT_SESSIONS - 100 < kept < count, "some left"
     assert student.told[0].started_at == (count - kept) * 1000, "the oldest"
