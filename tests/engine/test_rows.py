@@ -175,7 +175,7 @@ def test_an_end_without_a_notebook_closes_what_was_put_away():
         student.run(f"s{number}", number * 1000)
         student.flush()
     student.flush()
-    student.run("s1", 1500, kind="session_end", notebook=None)
+    student.run("s1", 1000, kind="session_end", notebook=None)  # at the very time of its last run
     student.flush()
     assert [row.closed for row in student.told] == [False, True, False]
     student.flush()
@@ -211,7 +211,9 @@ def test_a_query_while_a_flush_is_under_way_leaves_no_row_behind():
     def meanwhile() -> None:
         student.run("s0", 500)
         student.run("s1", 600)
-        assert not student.rows.left(student.state) & {row.id for row in student.told}
+        gone, told = student.rows.left(student.state), {row.id for row in student.told}
+        assert not gone & told
+        assert {row_id for row_id, _ in student.table} - gone <= told, "what is told is told now, not after the flush"
 
     student.run("s2", 3000)
     student.flush(meanwhile)
@@ -252,12 +254,27 @@ def test_sessions_with_a_name_that_leave_do_not_take_nameless_ones_with_them():
     assert stored == [(800, 1900)]
 
 
-@pytest.mark.parametrize("name", ["s{}", None])
-def test_sessions_leave_memory_only_as_rows_and_never_come_back_as_two(name):
+def test_nameless_sessions_leave_memory_in_order():
+    """One that is not stored as it is keeps those after it, or what comes for it would be taken for a part of a row."""
+    student = Student()
+    for number in range(KEPT_SESSIONS + 100):
+        student.run(None, number * 1000)
+    student.flush()
+    student.run(None, 0)
+    student.flush()
+    student.run(None, 0)
+    student.flush()
+    assert (student.told[0].started_at, student.told[0].executions) == (0, 3)
+    assert sorted(student.table.values(), key=lambda row: row.started_at) == student.told
+    student.flush()
+    assert len(student.told) == KEPT_SESSIONS
+
+
+@pytest.mark.parametrize(("name", "notebook"), [("s{}", "n"), ("s{}", "n" * 128), (None, "n")])
+def test_sessions_leave_memory_only_as_rows_and_never_come_back_as_two(name, notebook):
     """The oldest of very many sessions leave when they are stored; a late event for one of them makes no second row."""
     student = Student()
     state, count = student.state, KEPT_SESSIONS + 300
-    notebook = "n" * 128
 
     def run(number: int, at: int) -> None:
         student.run(None if name is None else name.format(number), at, notebook=notebook)

@@ -337,6 +337,17 @@ def test_a_session_put_away_that_was_never_closed_keeps_its_student_from_being_o
     assert view["status"] == "active"
 
 
+def test_a_student_whose_sessions_are_all_closed_is_offline_whatever_was_put_away():
+    begins = event(
+        "session_start", at=0, session_id="s1"
+    )  # not shown beside a session with a notebook, and never closed
+    closes = [event("notebook_closed", at=at, session_id=session_id) for at, session_id in ((10, "s1"), (30, "s2"))]
+    state = put_away([begins, success(at=5, session_id="s1"), closes[0], success(at=20, session_id="s2"), closes[1]])
+    assert len(state.packed) == 1
+    view, _ = user_view(state, state.last_receipt, THRESHOLDS, Cohort("default"))
+    assert view["status"] == "offline"
+
+
 def test_of_two_sessions_that_end_together_the_later_begun_is_shown_whatever_was_stored():
     ends = [success(at=10, session_id="s2"), success(at=10, session_id="s1")]
     late = success(at=0, session_id="s2")
