@@ -175,9 +175,13 @@ def test_an_end_without_a_notebook_closes_what_was_put_away():
         student.run(f"s{number}", number * 1000)
         student.flush()
     student.flush()
-    student.run("s1", 1000, kind="session_end", notebook=None)  # at the very time of its last run
+    student.run("s1", 1500, kind="session_end", notebook=None)
     student.flush()
     assert [row.closed for row in student.told] == [False, True, False]
+    student.flush()
+    student.run(None, 0, kind="session_end", notebook=None)  # at the very time of the first one's last run
+    student.flush()
+    assert [row.closed for row in student.told] == [True, True, False]
     student.flush()
     student.run(None, 9000, kind="session_end", notebook=None)
     student.flush()
