@@ -211,7 +211,7 @@ def tuned(
     chosen = shape or scenario.shape
     if duration_s is not None:
         chosen = chosen.lasting(duration_s)
-    return replace(
+    found = replace(
         scenario,
         students=size,
         classes=classes or min(scenario.classes, size),
@@ -220,3 +220,13 @@ def tuned(
         shape=chosen,
         promises=scenario.promises if promised is None else promised,
     ).checked()
+    if _load(found) == _load(scenario):
+        return found
+    students, classes, events_per_s, shape = _load(found)
+    here = f"{students:,} students in {classes} classes, {events_per_s:,.0f} events/s, {shape.duration_s:,.0f} s"
+    return replace(found, says=f"{scenario.says} (here {here})")
+
+
+def _load(scenario: Scenario) -> tuple[int, int, float, Shape]:
+    """What the text about it may tell of."""
+    return scenario.students, scenario.classes, scenario.events_per_s, scenario.shape

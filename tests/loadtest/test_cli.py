@@ -202,6 +202,8 @@ def test_a_scenario_of_ones_own(tmp_path):
 def test_fewer_students_keep_their_pace():
     tuned = scenarios.tuned(scenarios.BUILT_IN["campus-5000"], students=50)
     assert (tuned.events_per_s, tuned.classes) == (15, 20)
+    assert tuned.says.endswith("(here 50 students in 20 classes, 15 events/s, 90 s)")
+    assert scenarios.tuned(scenarios.BUILT_IN["soak"]).says == scenarios.BUILT_IN["soak"].says
     assert scenarios.tuned(scenarios.BUILT_IN["campus-5000"], students=5).classes == 5
 
 
