@@ -91,6 +91,10 @@ def test_a_snapshot_of_an_earlier_version_is_read():
     assert stored[9:11] == [[order, "n1"], [order, "n1", "c", True]]
     assert stored[11]["n1"][:2] == [order, [order, 2]]
     assert decode_state(msgspec.msgpack.encode(stored)) == state
+    # Before sessions were put away there was nothing behind these.
+    earlier = [*stored[:17]]
+    earlier[12] = {key: fields[:7] for key, fields in stored[12].items()}
+    assert decode_state(msgspec.msgpack.encode(earlier)) == state
 
 
 USERS = ("ana", "ben")
