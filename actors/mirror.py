@@ -29,16 +29,14 @@ class Mirror:
     def __init__(
         self,
         cache: Cache,
-        journal: str,
         users: Mapping[UserKey, LiveUser],
         cohorts: Mapping[str, Cohort],
         *,
         thresholds: Thresholds,
         clock: WallClock,
     ) -> None:
-        """``journal``: its id, hex. ``users`` and ``cohorts`` are the router's, live."""
+        """``users`` and ``cohorts`` are the router's, live."""
         self._cache = cache
-        self._journal = journal
         self._users = users
         self._cohorts = cohorts
         self._thresholds = thresholds
@@ -69,7 +67,7 @@ class Mirror:
             user = self._users.get(key)
             if user is None:
                 self._due.pop(key, None)
-            elif user.state.position(self._journal) < seq:
+            elif user.position < seq:
                 self._changed.setdefault(key, seq)
             else:
                 self._write(key, user, now)

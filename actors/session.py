@@ -74,8 +74,8 @@ class SessionActor:
     """
 
     __slots__ = (
-        "_busy", "_changed", "_context", "_crowd", "_dirty", "_faults", "_good", "_joined", "_late", "_mailbox",
-        "_marked", "_parked_until", "_profile", "_rows", "_whole", "announced", "key", "state",
+        "_applied", "_busy", "_changed", "_context", "_crowd", "_dirty", "_faults", "_good", "_joined", "_late",
+        "_mailbox", "_marked", "_parked_until", "_profile", "_rows", "_whole", "announced", "key", "state",
     )  # fmt: skip
 
     def __init__(self, key: UserKey, context: SessionContext, mailbox: int) -> None:
@@ -91,6 +91,9 @@ class SessionActor:
         # Whether it is among the dirty, and among the changed: looking here is cheaper than looking there.
         self._marked = False
         self.announced = False
+        # The highest seq of the journal that is in the state. The state is told when it is stored: each event would
+        # touch a dict of one entry.
+        self._applied = 0
         self._joined = False  # with its past
         self._late: Past | None = None  # a past that came while the state was rebuilt
         self._whole = True
@@ -98,6 +101,11 @@ class SessionActor:
         self._faults: tuple[float, ...] = ()  # trio times of late
         self._parked_until: float | None = None
         self.state = UserState(class_id=key[0], user_id=key[1])
+
+    @property
+    def position(self) -> int:
+        """The highest seq of the journal that is in the state; 0 when none is."""
+        return self._applied
 
     @property
     def settled(self) -> bool:
@@ -160,7 +168,8 @@ class SessionActor:
             return
         if past is not None:
             self._rows = past.rows
-            self.state = merge(past.state, self.state, self._context.idle_ms)
+            self._tell()
+            self._become(merge(past.state, self.state, self._context.idle_ms))
             self._good = encode_state(self.state)
         self._joined = True
         self.announced = True
@@ -177,10 +186,11 @@ class SessionActor:
         self._rows.shed(state)
         rows, moved = self._rows.changes(state)
         profile = _profile(state)
+        self._tell()
         self._good = encode_state(state)
         return Snapshot(
             key=self.key,
-            applied_seq=state.position(self._context.journal),
+            applied_seq=self._applied,
             state=self._good,
             last_receipt=state.last_receipt,
             profile=None if profile == self._profile else profile,
@@ -194,6 +204,15 @@ class SessionActor:
         if profile is not None:
             self._profile = profile
 
+    def _tell(self) -> None:
+        """Tell the state how far it is."""
+        if self._applied:
+            self.state.advance(self._context.journal, self._applied)
+
+    def _become(self, state: UserState) -> None:
+        self.state = state
+        self._applied = state.position(self._context.journal)
+
     def unsure(self) -> None:
         """Nobody knows whether the last `snapshot` is committed."""
         self._rows.unsure()
@@ -201,9 +220,8 @@ class SessionActor:
     def _apply(self, delivery: Delivery) -> None:
         part, received_at, events = delivery
         context = self._context
-        journal, idle_ms = context.journal, context.idle_ms
-        state = self.state
-        applied = state.applied.get(journal, 0)
+        idle_ms = context.idle_ms
+        state, applied = self.state, self._applied
         for seq, event in events:
             if seq <= applied:
                 continue
@@ -215,10 +233,9 @@ class SessionActor:
                     state.apply(event, received_at, idle_ms)
             except Exception as error:
                 raise _PoisonError(seq) from error
-        if applied:
-            state.applied[journal] = max(applied, events[-1][0])
-        else:
-            state.advance(journal, events[-1][0])
+        last = events[-1][0]
+        if last > applied:
+            self._applied = last
         if not self._marked:
             self._dirty.mark(self.key, events[0][0], self)
             self._marked = True
@@ -254,10 +271,10 @@ class SessionActor:
         """Make the state anew, up to this seq. Until then an older one is shown, and none is stored."""
         context = self._context
         self._whole = False
-        self.state = self._last_good(delivery)
+        self._become(self._last_good(delivery))
         trial = Trial(self._last_good(delivery), context.journal, context.idle_ms, context.mailboxes)
         await trial.replay(context.source, upto)
-        self.state = trial.state
+        self._become(trial.state)
         self._good = encode_state(trial.state)
         self._whole = True
         late, self._late = self._late, None
@@ -293,11 +310,10 @@ class SessionActor:
             log.info("student no longer parked", user=self.key)
             return
         events = delivery[2]
-        applied = self.state.position(self._context.journal)
         for seq, event in events:
-            if seq > applied:
+            if seq > self._applied:
                 leave_letter(self._context.mailboxes, DeadLetter(seq, event, "Parked", __name__))
-        self.state.advance(self._context.journal, events[-1][0])
+        self._applied = max(self._applied, events[-1][0])
 
 
 def _profile(state: UserState) -> tuple[str | None, str | None]:

@@ -252,6 +252,10 @@ class LiveUser(Protocol):
     def state(self) -> UserState:
         """The live state. Read it, never keep or change it."""
 
+    @property
+    def position(self) -> int:
+        """The highest seq of the journal that is in it; 0 when none is."""
+
 
 class Outbox(Protocol):
     """One subscriber's frames, as the WebSocket adapter sees it. Bounded: a slow one gets fewer, fresher frames."""

@@ -159,7 +159,7 @@ def assemble(
         cargo = Series(series.name, mailboxes, recovery, max_samples=influx.flush_max_points)
         followers = [writer(series, cargo, influx.flush_interval_ms, influx.flush_max_points)]
     writers = [*keepers, *followers]
-    announcing = _announcing(settings, journal, router, thresholds, queried)
+    announcing = _announcing(settings, router, thresholds, queried)
     buses: list[RemoteBus] = [] if announcing is None else [announcing.bus]
     cache = MemoryCache() if announcing is None else announcing.bus
     broadcaster = Broadcaster(
@@ -233,14 +233,12 @@ def assemble(
     )
 
 
-def _announcing(
-    settings: Settings, journal: SqliteJournal, router: Router, thresholds: Thresholds, times: Histograms
-) -> Announcing | None:
+def _announcing(settings: Settings, router: Router, thresholds: Thresholds, times: Histograms) -> Announcing | None:
     """None: nobody is to be told, and nothing is spent on it."""
     if not settings.redis.url:
         return None
     bus = RemoteBus(RedisLink(settings.redis.url, max_connections=settings.redis.max_connections, times=times))
-    mirror = Mirror(bus, journal.id.hex, router.users, router.cohorts, thresholds=thresholds, clock=wall_clock)
+    mirror = Mirror(bus, router.users, router.cohorts, thresholds=thresholds, clock=wall_clock)
     return Announcing(bus, Publisher(bus, mirror), mirror)
 
 

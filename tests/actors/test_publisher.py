@@ -26,9 +26,7 @@ class Told:
         for channel in CHANNELS:
             bus.listen(channel, lambda text, channel=channel: self.heard.append((channel, json.loads(text))))
         router = world.router
-        self.mirror = Mirror(
-            self.cache, world.journal.id.hex, router.users, router.cohorts, thresholds=THRESHOLDS, clock=world.clock
-        )
+        self.mirror = Mirror(self.cache, router.users, router.cohorts, thresholds=THRESHOLDS, clock=world.clock)
         self.publisher = Publisher(bus, self.mirror)
         world.router.commit = self.publisher.beside(world.router.commit)
 
