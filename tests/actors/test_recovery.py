@@ -21,7 +21,10 @@ async def assert_stored_once(world, events):
     for user_id in {event.user_id for event in events}:
         mine = [event for event in events if event.user_id == user_id]
         expected = folded(*mine, user_id=user_id)
-        assert bare(await world.stored_state(user_id)) == expected
+        stored = await world.stored_state(user_id)
+        assert bare(stored) == expected
+        last = max(seq for seq, event in enumerate(events, 1) if event.user_id == user_id)
+        assert stored.position(world.journal.id.hex) == last, "or a crash now would apply some of them again"
         assert world.stored_sessions(user_id) == sorted(
             (session.start, session.end, session.executions, session.errors)
             for session in expected["sessions"].values()
