@@ -11,7 +11,7 @@ from engine.alerts import apply_alerting, rouses
 from engine.dirty import DirtyUsers
 from engine.event import Event, UserKey
 from engine.ports import DeadLetter, Journal, SessionRow, Snapshot
-from engine.rows import Past, StoredRows, decode_state, encode_state, session_rows
+from engine.rows import Past, StoredRows, decode_state, keep_state, kept_state, session_rows
 from engine.session import UserState, merge
 from engine.view import Thresholds
 from engine.watermark import Part
@@ -74,8 +74,8 @@ class SessionActor:
     """
 
     __slots__ = (
-        "_applied", "_busy", "_changed", "_context", "_crowd", "_dirty", "_faults", "_good", "_joined", "_late",
-        "_mailbox", "_marked", "_parked_until", "_profile", "_rows", "_whole", "announced", "key", "state",
+        "_busy", "_changed", "_context", "_crowd", "_dirty", "_faults", "_good", "_joined", "_late", "_mailbox",
+        "_marked", "_parked_until", "_profile", "_rows", "_whole", "announced", "key", "position", "state",
     )  # fmt: skip
 
     def __init__(self, key: UserKey, context: SessionContext, mailbox: int) -> None:
@@ -91,21 +91,16 @@ class SessionActor:
         # Whether it is among the dirty, and among the changed: looking here is cheaper than looking there.
         self._marked = False
         self.announced = False
-        # The highest seq of the journal that is in the state. The state is told when it is stored: each event would
-        # touch a dict of one entry.
-        self._applied = 0
+        # The highest seq of the journal that is in the state; 0 when none is. The state is told when it is stored: each
+        # event would touch a dict of one entry.
+        self.position = 0
         self._joined = False  # with its past
         self._late: Past | None = None  # a past that came while the state was rebuilt
         self._whole = True
-        self._good: bytes | None = None  # the state as it last was stored or rebuilt; None: it began empty
+        self._good: bytes | None = None  # the state as it last was stored or rebuilt, kept; None: it began empty
         self._faults: tuple[float, ...] = ()  # trio times of late
         self._parked_until: float | None = None
         self.state = UserState(class_id=key[0], user_id=key[1])
-
-    @property
-    def position(self) -> int:
-        """The highest seq of the journal that is in the state; 0 when none is."""
-        return self._applied
 
     @property
     def settled(self) -> bool:
@@ -170,7 +165,7 @@ class SessionActor:
             self._rows = past.rows
             self._tell()
             self._become(merge(past.state, self.state, self._context.idle_ms))
-            self._good = encode_state(self.state)
+            self._good = keep_state(self.state)
         self._joined = True
         self.announced = True
         self._changed.put(self.key, self)
@@ -187,11 +182,11 @@ class SessionActor:
         rows, moved = self._rows.changes(state)
         profile = _profile(state)
         self._tell()
-        self._good = encode_state(state)
+        self._good = keep_state(state)
         return Snapshot(
             key=self.key,
-            applied_seq=self._applied,
-            state=self._good,
+            applied_seq=self.position,
+            state=kept_state(self._good),
             last_receipt=state.last_receipt,
             profile=None if profile == self._profile else profile,
             sessions=rows,
@@ -206,12 +201,12 @@ class SessionActor:
 
     def _tell(self) -> None:
         """Tell the state how far it is."""
-        if self._applied:
-            self.state.advance(self._context.journal, self._applied)
+        if self.position:
+            self.state.advance(self._context.journal, self.position)
 
     def _become(self, state: UserState) -> None:
         self.state = state
-        self._applied = state.position(self._context.journal)
+        self.position = state.position(self._context.journal)
 
     def unsure(self) -> None:
         """Nobody knows whether the last `snapshot` is committed."""
@@ -221,7 +216,7 @@ class SessionActor:
         part, received_at, events = delivery
         context = self._context
         idle_ms = context.idle_ms
-        state, applied = self.state, self._applied
+        state, applied = self.state, self.position
         for seq, event in events:
             if seq <= applied:
                 continue
@@ -235,7 +230,7 @@ class SessionActor:
                 raise _PoisonError(seq) from error
         last = events[-1][0]
         if last > applied:
-            self._applied = last
+            self.position = last
         if not self._marked:
             self._dirty.mark(self.key, events[0][0], self)
             self._marked = True
@@ -275,7 +270,7 @@ class SessionActor:
         trial = Trial(self._last_good(delivery), context.journal, context.idle_ms, context.mailboxes)
         await trial.replay(context.source, upto)
         self._become(trial.state)
-        self._good = encode_state(trial.state)
+        self._good = keep_state(trial.state)
         self._whole = True
         late, self._late = self._late, None
         if late is not None:
@@ -285,7 +280,7 @@ class SessionActor:
 
     def _last_good(self, delivery: Delivery) -> UserState:
         if self._good is not None:
-            return decode_state(self._good)
+            return decode_state(kept_state(self._good))
         # Nothing of it was ever stored, so it has been dirty since its first event.
         first = self._dirty.first(self.key, default=delivery[2][0][0])
         state = UserState(class_id=self.key[0], user_id=self.key[1])
@@ -311,9 +306,9 @@ class SessionActor:
             return
         events = delivery[2]
         for seq, event in events:
-            if seq > self._applied:
+            if seq > self.position:
                 leave_letter(self._context.mailboxes, DeadLetter(seq, event, "Parked", __name__))
-        self._applied = max(self._applied, events[-1][0])
+        self.position = max(self.position, events[-1][0])
 
 
 def _profile(state: UserState) -> tuple[str | None, str | None]:

@@ -7,8 +7,7 @@ Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 
-def trim(items: dict[Key, Value], limit: int, age: Callable[[Value], Any]) -> Value | None:
-    """Drop the oldest when there are more than ``limit``; returns what was dropped."""
-    if len(items) <= limit:
-        return None
-    return items.pop(min(items, key=lambda key: age(items[key])))
+def trim(items: dict[Key, Value], limit: int, age: Callable[[Value], Any]) -> None:
+    """Drop the oldest when there are more than ``limit``."""
+    if len(items) > limit:
+        del items[min(items, key=lambda key: age(items[key]))]

@@ -58,7 +58,7 @@ class Snapshot(msgspec.Struct, frozen=True, gc=False):
 
     key: UserKey
     applied_seq: int  # of the journal that the writer serves
-    state: bytes  # `UserState` in msgpack
+    state: bytes | memoryview  # `UserState` in msgpack
     last_receipt: int  # ms
     profile: tuple[str | None, str | None] | None  # (user_name, team), when not stored yet
     sessions: list["SessionRow"]  # those that changed

@@ -8,7 +8,7 @@ import msgspec
 from engine.clock import rfc3339
 from engine.event import UserKey
 from engine.ids import session_uuid
-from engine.learning_session import Session
+from engine.learning_session import Session, shortened
 from engine.ports import SessionRow
 from engine.session import KEPT_SESSIONS, UserState
 from engine.view import current_session
@@ -18,17 +18,37 @@ Identity: TypeAlias = tuple[UUID, int]
 
 _encode_into: Final = msgspec.msgpack.Encoder().encode_into
 _buffer: Final = bytearray()  # of one thread: see `encode_state`
+_END: Final = 0x80  # between what a block holds and the zeros that fill it
 decode_state = msgspec.msgpack.Decoder(UserState).decode
 
 
 def encode_state(state: UserState) -> bytes:
     """A state as stores keep it.
 
-    By way of a buffer, as actors keep the bytes too: what `encode` returns has room for up to half as much again. There
-    is one buffer for all, so only the event loop's thread may call this.
+    By way of a buffer: what `encode` returns has room for up to half as much again. There is one buffer for all, so
+    only the event loop's thread may call this, and `keep_state`.
     """
     _encode_into(state, _buffer)
     return bytes(_buffer)
+
+
+def keep_state(state: UserState) -> bytes:
+    """`encode_state` for who keeps the bytes: a block of a round size, which holds them; see `kept_state`.
+
+    An actor's block is replaced every few seconds, now and then by one a little longer, and a thousand students open
+    their next notebook within the same minute. Blocks as long as their states would leave as many holes that no other
+    fits into; of eight sizes from one power of two to the next, each fits where another was (docs/performance.md).
+    """
+    _encode_into(state, _buffer)
+    _buffer.append(_END)
+    step = 1 << max(len(_buffer).bit_length() - 4, 6)
+    _buffer.extend(bytes(-len(_buffer) % step))
+    return bytes(_buffer)
+
+
+def kept_state(block: bytes) -> memoryview:
+    """What `encode_state` had returned for the state that `keep_state` made this block of."""
+    return memoryview(block)[: block.rindex(_END)]
 
 
 def session_rows(state: UserState) -> list[SessionRow]:
@@ -203,7 +223,8 @@ class Past(NamedTuple):
 
     @classmethod
     def of(cls, state: UserState) -> "Past":
-        """The past that a stored snapshot is."""
+        """The past that a stored snapshot is, of this version or an earlier one. Consumes the state."""
+        state.packed = tuple(map(shortened, state.packed))
         rows = StoredRows()
         rows.assume(state)
         return cls(state, rows)

@@ -40,7 +40,7 @@ MAX_NOTEBOOKS: Final = 128
 MAX_SESSIONS: Final = 2048
 KEPT_SESSIONS: Final = 512  # once they are stored; more stay only until the next flush
 MAX_PACKED: Final = 512  # clients whose sessions are put away,
-MAX_PACKED_BYTES: Final = 65_536  # and what they take: some 100 each
+MAX_PACKED_BYTES: Final = 65_536  # and what they take: some 65 each
 MAX_LEFT: Final = 16_384  # sessions that left memory, known again by 64 bits each
 MAX_JOURNALS: Final = 8  # positions remembered, newest last: a state outlives the journals it was fed from
 

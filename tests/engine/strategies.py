@@ -25,6 +25,8 @@ KINDS = (
     SESSION_END,
 )
 
+CLIENT = "5d0c6f1d-6a0b-4d0c-9a51-0c1a55b01573"  # a client session as most clients name theirs
+
 Item = TypeVar("Item")
 
 
@@ -46,7 +48,7 @@ def _fields(draw: st.DrawFn, users: tuple[str, ...]) -> dict[str, Any]:
         "time": draw(times),
         "user_id": draw(st.sampled_from(users)),
         "notebook_path": draw(st.sampled_from(("n1", "n1", "n2") if needs_notebook else (None, "n1", "n2"))),
-        "session_id": draw(st.sampled_from((None, None, "s1", "s2"))),
+        "session_id": draw(st.sampled_from((None, None, "s1", CLIENT))),
         "user_name": draw(st.sampled_from((None, "Ana", "Ben"))),
         "team": draw(st.sampled_from((None, "red", "blue"))),
     }

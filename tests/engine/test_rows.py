@@ -4,13 +4,15 @@ import tracemalloc
 from collections.abc import Callable
 from uuid import UUID
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.event import Event
+from engine.learning_session import all_closed, unpack_sessions
 from engine.ports import SessionRow
-from engine.rows import Past, StoredRows, decode_state, encode_state, newest_rows, session_rows
+from engine.rows import Past, StoredRows, decode_state, encode_state, keep_state, kept_state, newest_rows, session_rows
 from engine.session import KEPT_SESSIONS, MAX_PACKED, MAX_PACKED_BYTES, UserState
 from tests.engine.strategies import IDLE_MS, event_lists, state_of
 
@@ -302,19 +304,57 @@ def test_sessions_leave_memory_only_as_rows_and_never_come_back_as_two(name, not
     assert state.executions == count + 2
 
 
-def test_what_is_kept_of_a_state_takes_no_more_room_than_it_is_long():
+def test_sessions_that_an_earlier_version_put_away_are_its_sessions_still():
+    student = Student()
+    for client in range(3):
+        student.run(f"s{client}", 1000 * client)
+        student.flush()
+    state, rows = student.state, session_rows(student.state)
+    assert len(state.packed) == 2
+    state.packed = tuple(
+        msgspec.msgpack.encode((all_closed(record), client, [msgspec.structs.replace(each, client=None)]))
+        for record in state.packed
+        for each in unpack_sessions(record)
+        if (client := each.client)
+    )
+    past = Past.of(decode_state(encode_state(state)))
+    assert session_rows(past.state) == rows
+    assert past.rows.changes(past.state) == ([], [])
+
+
+def busy_state(cells: int) -> UserState:
+    """A state that is some 60 bytes longer with each cell."""
     state = UserState(class_id="default", user_id="ana")
-    for number in range(40):
+    for number in range(cells):
         event = Event(
             f"event-{number:030}", "cell_executed", number, "ana", "default", notebook_path="a.ipynb", cell_index=number
         )
         state.apply(event, number, IDLE_MS)
-    encode_state(state)  # the buffer is as large as it needs to be
+    return state
+
+
+def test_what_is_kept_of_a_state_takes_an_eighth_more_room_than_it_is_long_at_most():
+    state = busy_state(40)
+    keep_state(state)  # the buffer is as large as it needs to be
     tracemalloc.start()
     try:
-        kept = encode_state(state)
+        kept = keep_state(state)
         room, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert len(kept) > 2000
-    assert room < len(kept) + 200
+    assert len(encode_state(state)) > 2000
+    assert room < len(encode_state(state)) * 9 / 8 + 200
+    assert kept_state(kept) == encode_state(state)
+
+
+@given(event_lists())
+def test_what_is_kept_of_a_state_is_what_is_stored_of_it(events):
+    state = state_of(events)
+    assert kept_state(keep_state(state)) == encode_state(state)
+    assert decode_state(kept_state(keep_state(state))) == decode_state(encode_state(state))
+
+
+def test_states_that_grow_are_kept_in_blocks_of_few_sizes():
+    states = [busy_state(cells) for cells in range(1, 120)]
+    assert len({len(encode_state(state)) for state in states}) == len(states)
+    assert len({len(keep_state(state)) for state in states if len(encode_state(state)) >= 1024}) <= 8 * 4
