@@ -19,7 +19,15 @@ Identity: TypeAlias = tuple[UUID, int]
 _encode_into: Final = msgspec.msgpack.Encoder().encode_into
 _buffer: Final = bytearray()  # of one thread: see `encode_state`
 _END: Final = 0x80  # between what a block holds and the zeros that fill it
-decode_state = msgspec.msgpack.Decoder(UserState).decode
+_decode: Final = msgspec.msgpack.Decoder(UserState).decode
+
+
+def decode_state(stored: bytes | memoryview) -> UserState:
+    """A state of which a store has the bytes, of this version or an earlier one. Raises msgspec.DecodeError."""
+    state = _decode(stored)
+    if state.packed:
+        state.packed = tuple(map(shortened, state.packed))
+    return state
 
 
 def encode_state(state: UserState) -> bytes:
@@ -223,8 +231,7 @@ class Past(NamedTuple):
 
     @classmethod
     def of(cls, state: UserState) -> "Past":
-        """The past that a stored snapshot is, of this version or an earlier one. Consumes the state."""
-        state.packed = tuple(map(shortened, state.packed))
+        """The past that a stored snapshot is."""
         rows = StoredRows()
         rows.assume(state)
         return cls(state, rows)

@@ -33,14 +33,22 @@ from engine.event import (
 )
 from engine.help import Help
 from engine.latest import Latest, latest, written
-from engine.learning_session import Session, all_closed, pack_sessions, record_of, session_key, unpack_sessions
+from engine.learning_session import (
+    Session,
+    all_closed,
+    first_end,
+    pack_sessions,
+    record_of,
+    session_key,
+    unpack_sessions,
+)
 
 # Bounds on one student's state. A term's worth of notebooks and reloads fits; a hostile client does not grow past them.
 MAX_NOTEBOOKS: Final = 128
 MAX_SESSIONS: Final = 2048
 KEPT_SESSIONS: Final = 512  # once they are stored; more stay only until the next flush
 MAX_PACKED: Final = 512  # clients whose sessions are put away,
-MAX_PACKED_BYTES: Final = 65_536  # and what they take: some 65 each
+MAX_PACKED_BYTES: Final = 65_536  # and what they take: some 60 each
 MAX_LEFT: Final = 16_384  # sessions that left memory, known again by 64 bits each
 MAX_JOURNALS: Final = 8  # positions remembered, newest last: a state outlives the journals it was fed from
 
@@ -269,8 +277,10 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
         return bool(self.left) and _mark(session_key(client, notebook)) in self.left
 
     def _end(self, client: str, time: int) -> None:
+        if time <= self.ended.get(client, -1):
+            return  # a later one is known, and closes all that this would
         self._take_out({record for record in self._put_away(client) if self._may_close(record, time)})
-        self.ended[client] = max(time, self.ended.get(client, -1))
+        self.ended[client] = time
         trim(self.ended, MAX_SESSIONS, lambda item: item)
 
     def _put_away(self, client: str) -> Collection[bytes]:
@@ -282,7 +292,7 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
 
     def _may_close(self, record: bytes, time: int) -> bool:
         """Whether an end at ``time`` closes a session of the record."""
-        if all_closed(record):
+        if all_closed(record) or first_end(record) > time:
             return False
         return any(session.end <= time and not self.closed(session) for session in unpack_sessions(record))
 

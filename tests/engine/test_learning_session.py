@@ -6,7 +6,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.learning_session import Session, all_closed, pack_sessions, record_of, shortened, unpack_sessions
+from engine.learning_session import Session, all_closed, first_end, pack_sessions, record_of, shortened, unpack_sessions
 
 UUIDS = st.uuids().map(str)
 # Other spellings of UUIDs are other names, and so is what only looks like one.
@@ -42,6 +42,7 @@ def test_a_record_says_what_its_sessions_said(data, client, closed):
     record = pack_sessions(client, sessions, closed=closed)
     assert unpack_sessions(record) == sessions
     assert all_closed(record) is closed
+    assert first_end(record) == min(session.end for session in sessions)
     assert shortened(record) is record
 
 

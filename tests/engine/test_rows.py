@@ -146,7 +146,7 @@ def test_sessions_of_earlier_clients_are_put_away_when_they_are_stored():
         assert len(student.flush()) == 1, "those put away are not written again"
         assert len(student.told) == number + 1
     assert len(student.state.sessions) == 1, "the one at work"
-    assert all(len(record) < 120 for record in student.state.packed)
+    assert all(len(record) < 80 for record in student.state.packed)
     restarted = Past.of(decode_state(encode_state(student.state)))
     assert sorted(session_rows(restarted.state), key=lambda row: row.started_at) == student.told
     assert restarted.rows.changes(restarted.state) == ([], [])
