@@ -39,7 +39,7 @@ _LOCK_POLL_S: Final = 0.2
 class PostgresStore:
     """Holds the writer's connection and one for recovery's reads; each is remade when it is lost.
 
-    The writer's is ``app_writer`` where it can be. Migrations and partitions are the owner's: they go through a
+    The writer's is ``app_writer`` where it can be. Migrations, partitions and sums are the owner's: they go through a
     connection of their own to ``admin_dsn``, which is there for that while only.
     """
 
@@ -66,6 +66,7 @@ class PostgresStore:
         self._clock = clock
         self._writer: Connection | None = None
         self._reader: Connection | None = None
+        self._summing: Connection | None = None  # the owner's, while there is more to sum
         self._opening = trio.Lock()
         self._reading = trio.Lock()
         self._writing = trio.Lock()
@@ -109,11 +110,12 @@ class PostgresStore:
     @property
     def connections(self) -> int:
         """How many are open."""
-        return sum(each is not None and not each.closed for each in (self._writer, self._reader))
+        kept = (self._writer, self._reader, self._summing)
+        return sum(each is not None and not each.closed for each in kept)
 
     async def close(self) -> None:
-        """Let go of both connections."""
-        for connection in (self._reader, self._writer):
+        """Let go of every connection."""
+        for connection in (self._summing, self._reader, self._writer):
             if connection is not None:
                 await connection.close()
 
@@ -181,12 +183,31 @@ class PostgresStore:
             return strays
 
     async def sum_up(self) -> bool:
-        """See `engine.ports.StateKeeper`. Beside flushes: what it reads is committed."""
+        """See `engine.ports.StateKeeper`. Beside flushes: what it reads is committed.
+
+        Under load a step follows another all the time. A connection for each, with its log-in, would cost the daemon
+        more than the step does, so it is kept until all is summed.
+        """
         if not self._holds_series or not await self._fetch(BEHIND, self.name):
+            await self._end_summing()
             return False
         self._held()
-        async with self._owner() as owner:
-            return await sum_up(owner, self.name)
+        connection, self._summing = self._summing, None
+        if connection is None or connection.closed:
+            connection = await Connection.connect(self._admin_dsn(), self._times)
+        try:
+            more = await sum_up(connection, self.name)
+        except BaseException:
+            connection.terminate()
+            raise
+        await self._end_summing()  # of a step at the same time
+        self._summing = connection
+        return more
+
+    async def _end_summing(self) -> None:
+        spare, self._summing = self._summing, None
+        if spare is not None:
+            await spare.close()
 
     @asynccontextmanager
     async def _owner(self) -> AsyncIterator[Connection]:

@@ -142,6 +142,25 @@ async def test_a_step_is_bounded_and_says_when_there_is_no_more(store, database)
     assert not await store.sum_up()
 
 
+async def test_the_steps_of_a_round_share_a_connection_which_ends_with_it(store, database):
+    await store.write(Feed().flush(*[run()] * (2 * AT_ONCE)))
+    before = store.connections
+    servers = set()
+    while await store.sum_up():
+        servers |= {row[0] for row in await store._summing.fetch("select pg_backend_pid()")}
+        assert store.connections <= before + 2  # the reader's is new too
+    assert len(servers) == 1
+    assert store.connections == before + 1
+
+
+async def test_a_connection_that_was_lost_between_two_steps_is_made_anew(store, database):
+    await store.write(Feed().flush(*[run()] * (2 * AT_ONCE)))
+    assert await store.sum_up()
+    store._summing.terminate()
+    assert await store.sum_up()
+    assert_held(database, 2 * AT_ONCE)
+
+
 async def test_a_step_that_fails_half_way_added_nothing(store, database, monkeypatch):
     await store.write(Feed().flush(run()))
     with monkeypatch.context() as patch:
