@@ -115,6 +115,15 @@ def test_an_end_closes_only_its_own_client_session():
     assert seen(*sessions, event("session_end", at=5, session_id="s1"), now=10)["status"] == "active"
 
 
+@pytest.mark.parametrize("client", ["s1", None])
+def test_of_several_ends_the_latest_counts_in_whatever_order_they_come(client):
+    runs = [success(at=0, session_id="s1"), success(at=10, session_id="s1")]
+    first, last = (event("session_end", at=at, session_id=client) for at in (5, 15))
+    assert seen(*runs, first, now=20)["status"] == "active"
+    assert seen(*runs, first, last, now=20)["status"] == "offline"
+    assert seen(*runs, last, first, now=20)["status"] == "offline"
+
+
 def test_a_close_that_arrives_before_what_it_closes_still_closes():
     assert seen(event("notebook_closed", at=5), success(at=0), now=10)["status"] == "offline"
 
