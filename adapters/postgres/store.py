@@ -189,7 +189,7 @@ class PostgresStore:
         (docs/performance.md), so it is kept until all is summed.
         """
         if not self._holds_series or not await self._fetch(BEHIND, self.name):
-            await self._end_summing()
+            await self._keep_summing(None)
             return False
         self._held()
         connection, self._summing = self._summing, None
@@ -200,12 +200,12 @@ class PostgresStore:
         except BaseException:
             connection.terminate()
             raise
-        await self._end_summing()  # of a step at the same time
-        self._summing = connection
+        await self._keep_summing(connection)
         return more
 
-    async def _end_summing(self) -> None:
-        spare, self._summing = self._summing, None
+    async def _keep_summing(self, connection: Connection | None) -> None:
+        # Another step at the same time may have left its own, and a third may leave one during the close.
+        spare, self._summing = self._summing, connection
         if spare is not None:
             await spare.close()
 

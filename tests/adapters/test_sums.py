@@ -9,6 +9,7 @@ import trio
 from hypothesis import strategies as st
 
 from adapters.asyncio_bridge import open_loop
+from adapters.asyncio_bridge.postgres import Connection
 from adapters.postgres import sums
 from adapters.postgres.partitions import make_months
 from adapters.postgres.replicas import ReadPool
@@ -216,6 +217,28 @@ async def test_two_steps_at_once_add_the_rows_once(store, database):
         for _ in range(4):
             nursery.start_soon(store.sum_up)
     assert_held(database, 2)
+
+
+async def test_of_the_connections_of_steps_at_once_none_is_lost(store, monkeypatch):
+    """A step may end while another closes the connection that a third left."""
+    made = []
+    connect = Connection.connect
+
+    async def connect_and_remember(*args):
+        made.append(await connect(*args))
+        return made[-1]
+
+    monkeypatch.setattr(Connection, "connect", connect_and_remember)
+    feed = Feed()
+    for _ in range(10):
+        await store.write(feed.flush(run(), run()))
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(store.sum_up)
+    assert made
+    await everything(store)
+    assert store._summing is None
+    assert sum(not each.closed for each in made) == 1  # the reader's
 
 
 async def test_a_shard_that_is_away_does_not_hold_up_the_others(store, database):
