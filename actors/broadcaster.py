@@ -120,8 +120,8 @@ class Broadcaster:
         """See `engine.ports.LiveFeed`. Looks at every student of the class; rows are made only of those told."""
         found = [
             (session.start, actor.state, session)
-            for (class_of, _), actor in self._router.users.items()
-            if class_of == class_id and actor.settled and actor.state.last_event >= since
+            for actor in self._router.users.mates(class_id)
+            if actor.settled and actor.state.last_event >= since
             for session in all_sessions(actor.state)
             if session.start >= since and (before is None or session.start <= before[0])
         ]

@@ -16,6 +16,7 @@ from engine.rows import Past, user_key
 from engine.watermark import Part, Watermark
 
 from .admission import Admission, Limits
+from .roster import Roster
 from .session import SessionActor, SessionContext
 from .supervisor import supervise
 
@@ -56,7 +57,7 @@ class Router:
         # The commit that is dispatched, and what of it is still to be delivered once its part of the watermark is open.
         self._at: Commit | None = None
         self._rest: tuple[Part, int, dict[UserKey, list[tuple[int, Event]]]] | None = None
-        self.users: dict[UserKey, SessionActor] = {}
+        self.users = Roster()
         self.cohorts: dict[str, Cohort] = {}
         self._admission = Admission(limits, self.users, self.cohorts, context.mailboxes)
 
@@ -70,7 +71,7 @@ class Router:
     @property
     def waiting(self) -> int:
         """Deliveries in the mailboxes of all of them."""
-        return sum(actor.waiting for actor in self.users.values())
+        return sum(actor.waiting for actor in self.users.actors())
 
     # --- the edge's side
 
@@ -81,10 +82,11 @@ class Router:
             for event in events:
                 if (event.class_id, event.user_id) in crowded:
                     raise UnavailableError(f"too many events of user {event.user_id} wait to be applied")
-        users, admitted = self.users, None
+        classes, admitted = self.users.classes, None
         look = self._admission.strained
         for event in events:
-            if look or (event.class_id, event.user_id) not in users:
+            mates = classes.get(event.class_id)
+            if look or mates is None or event.user_id not in mates:
                 admitted = self._admission.admit(events, settle)
                 break
         if admitted is None:
@@ -116,7 +118,7 @@ class Router:
                 with self._receive:
                     await supervise("router", self._route)
                 helpers.cancel_scope.cancel()
-            for actor in self.users.values():
+            for actor in self.users.actors():
                 actor.retire()
 
     async def _route(self) -> None:
@@ -147,12 +149,13 @@ class Router:
 
     def _deliver(self, part: Part, received_at: int, groups: dict[UserKey, list[tuple[int, Event]]]) -> None:
         """Give each student's actor its share of a part, once."""
-        users = self.users
+        classes = self.users.classes
         key = next(iter(groups))
         try:
             reach("router.deliver")
             for key, events in groups.items():
-                actor = users.get(key)
+                mates = classes.get(key[0])
+                actor = None if mates is None else mates.get(key[1])
                 if actor is None:
                     actor = self._spawn(key)
                     self._mailboxes.unsettled.put(key, actor)
