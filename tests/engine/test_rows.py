@@ -334,15 +334,20 @@ def busy_state(cells: int) -> UserState:
     return state
 
 
-def test_what_is_kept_of_a_state_takes_an_eighth_more_room_than_it_is_long_at_most():
-    state = busy_state(40)
+def keep(state):
+    """What is kept of a state, and the bytes that it takes."""
     KeptState.of(state)  # the buffer is as large as it needs to be
     tracemalloc.start()
     try:
         kept = KeptState.of(state)
-        room, _ = tracemalloc.get_traced_memory()
+        return kept, tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
+
+
+def test_what_is_kept_of_a_state_takes_an_eighth_more_room_than_it_is_long_at_most():
+    state = busy_state(40)
+    kept, room = keep(state)
     assert len(encode_state(state)) > 2000
     assert room < len(encode_state(state)) * 9 / 8 + 200
     assert kept.encoded() == encode_state(state)
@@ -367,12 +372,7 @@ def test_records_of_sessions_that_are_put_away_are_kept_once():
         )  # fmt: skip
         state.apply(event, number, IDLE_MS)
     state.pack({session.client for session in state.sessions.values()} - {None})
-    tracemalloc.start()
-    try:
-        kept = KeptState.of(state)
-        room, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    kept, room = keep(state)
     assert len(kept.encoded()) > len(before.encoded()) + 100 * 50
     assert room < len(before.encoded()) * 9 / 8 + 200
     assert kept.encoded() == encode_state(state)
