@@ -54,13 +54,13 @@ def gathered(plan: Plan, workers: Iterable[Worker], subscribers: Sequence[Subscr
 
 async def compare(books: Accounts, plan: Plan, *, dsn: str | None) -> None:
     """Ask the daemon what it has of it, and its database where `dsn` leads there. Cut off, what was found stays."""
-    fresh = plan.class_id is None
+    fresh, person = plan.class_id is None, books.people.__getitem__
     asked: list[Check] = []
     try:
         if dsn:
             classes = {person.class_id for person in books.people.values()}
-            asked += await verification.by_sql(dsn, books.entries, classes, fresh=fresh)
-        asked += await verification.by_api(plan.target, books.entries, books.people.__getitem__, fresh=fresh)
+            asked += await verification.by_sql(dsn, books.entries, person, classes, fresh=fresh)
+        asked += await verification.by_api(plan.target, books.entries, person, fresh=fresh)
     finally:
         books.checks[:0] = asked
 

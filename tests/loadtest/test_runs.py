@@ -73,6 +73,7 @@ def test_a_class_loses_nothing(command, tmp_path):
     acknowledged = found["events"]["acknowledged"]
     assert account(found, "stored, by SQL")["found"] == acknowledged > 1000
     assert account(found, "stored once")["found"] == 0
+    assert account(found, "stored as sent")["found"] == acknowledged
     assert account(found, "alerts at every")["found"] > 200
     assert account(found, "shown in every")["found"] == 2 * acknowledged
     assert account(found, "counted in sessions")["found"] == account(found, "counted in the live")["found"] > 500

@@ -53,23 +53,52 @@ def test_where_there_is_too_much_the_refused_are_named_first():
     assert compared(given, 2, 2).candidates == ["e3"]
 
 
-async def rows(monkeypatch, given, stored, *, fresh):
-    async def tell(dsn, classes):
-        return stored
+ANN = Person(0, "a", "ann", "Ann", "")
+
+
+def row(event_id, at_ms=0, *, user="ann", class_id="a", execution=True, failed=False):
+    return event_id, user, class_id, at_ms, execution, failed
+
+
+async def told(monkeypatch, given, stored, *, fresh=True):
+    async def tell(dsn, classes, look):
+        for each in stored:
+            look(each)
 
     monkeypatch.setattr(verification, "_rows", tell)
-    return await verification.by_sql("", given, ["a"], fresh=fresh)
+    return await verification.by_sql("", given, lambda user: ANN, ["a"], fresh=fresh)
 
 
 async def test_rows_of_events_that_nobody_sent_are_faults_where_the_class_is_the_runs_own(monkeypatch):
     given = events(ACKNOWLEDGED, ACKNOWLEDGED)
-    stored = ["e0", "e1", "other", "other"]
-    _, once = await rows(monkeypatch, given, stored, fresh=True)
+    stored = [row("e0"), row("e1", 1), row("other"), row("other")]
+    _, once, as_sent = await told(monkeypatch, given, stored)
     assert once.event_ids == ["other"]
-    _, once = await rows(monkeypatch, given, stored, fresh=False)
+    assert (as_sent.expected, as_sent.found, as_sent.held) == (2, 2, True)
+    _, once, _ = await told(monkeypatch, given, stored, fresh=False)
     assert once.held  # somebody else's, who may send what they want
-    _, once = await rows(monkeypatch, given, ["e0", "e0", "e1"], fresh=False)
+    _, once, _ = await told(monkeypatch, given, [row("e0"), row("e0"), row("e1", 1)], fresh=False)
     assert once.event_ids == ["e0"]
+
+
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [
+        (row("e1", 1, user="bob"), "user"),
+        (row("e1", 1, class_id="b"), "class"),
+        (row("e1", 2), "time"),
+        (row("e1", 1, execution=False), "type"),
+        (row("e1", 1, failed=True), "error"),
+        (row("e1", 7, user="bob"), "time, user"),
+    ],
+)
+async def test_a_row_that_is_not_as_the_event_was_sent_is_a_fault(monkeypatch, other, what):
+    stored, once, as_sent = await told(monkeypatch, events(ACKNOWLEDGED, ACKNOWLEDGED), [row("e0"), other])
+    assert stored.held
+    assert once.held
+    assert as_sent.event_ids == ["e1"]
+    assert (as_sent.expected, as_sent.found) == (2, 1)
+    assert as_sent.note == f"differ in {what}"
 
 
 @pytest.mark.parametrize(
@@ -91,7 +120,7 @@ async def test_a_database_that_cannot_be_asked_is_told_in_a_line(dsn, no_dsn, un
     assert isinstance(told.value, UsageError) == no_dsn
     assert "\n" not in str(told.value)
     assert "s3cret" not in str(told.value)
-    (check,) = await verification.by_sql(dsn, events(ACKNOWLEDGED), ["a"], fresh=True)
+    (check,) = await verification.by_sql(dsn, events(ACKNOWLEDGED), lambda user: ANN, ["a"], fresh=True)
     assert not check.held
     assert check.note.startswith("cannot ask: ")
 
