@@ -51,7 +51,7 @@ HTTPX_UP_TO: Final = 100.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one load test; returns the exit code."""
-    arguments = parser().parse_args(argv)
+    arguments = parser().parse_intermixed_args(argv)
     command: Callable[[argparse.Namespace], int] = COMMANDS.get(arguments.scenario, _play)
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -288,6 +288,9 @@ def _run(
         "subscribers": scenario.instructors if arguments.subscribers is None else arguments.subscribers,
         "events_per_s": scenario.events_per_s,
         "duration_s": scenario.duration_s,
+        "shape": " ".join(f"{at_s:g}s@{share:.0%}" for at_s, share in scenario.shape.corners),
+        "speed": arguments.speed,
+        "class": arguments.class_id or "fresh",
         "loop": "closed" if arguments.closed else "open",
         "transport": transport,
         "workers": arguments.workers,

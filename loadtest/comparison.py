@@ -34,6 +34,9 @@ def table(before: Result, after: Result) -> str:
         for key, value in after.environment.items()
         if before.environment.get(key) != value and key != "target"
     ]
+    faults = [" ".join(fault[0] for fault in each.faults) or "none" for each in (before, after)]
+    if faults[0] != faults[1]:
+        differing.insert(0, f"faults: {faults[0]} before, {faults[1]} after")
     if before.scenario != after.scenario:
         differing.insert(0, f"scenario: {before.scenario} before, {after.scenario} after")
     lines += ["", f"before: {before.verdict}", f"after:  {after.verdict}"]

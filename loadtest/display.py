@@ -1,5 +1,6 @@
 """How a run is shown while it goes, and its result as text: a live table on a terminal, plain lines elsewhere."""
 
+import math
 import sys
 from collections import deque
 from types import TracebackType
@@ -25,7 +26,7 @@ class PlainDisplay:
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
-        self._ticks = 0
+        self._next_s = -math.inf
 
     def __enter__(self) -> Self:
         """Begin."""
@@ -42,10 +43,10 @@ class PlainDisplay:
 
     def tick(self, news: Progress) -> None:
         """See `progress.Display`."""
-        if self._ticks % LINE_EVERY_S == 0:  # the first at once: who waits sees that it works
+        if news.offset_s >= self._next_s:  # the first at once: who waits sees that it works
+            self._next_s = news.offset_s + LINE_EVERY_S - 0.5  # the news come once a second or so
             cells = zip(COLUMNS, _cells(news), strict=True)
             self.say("  " + "  ".join(f"{name} {cell}" for name, cell in cells))
-        self._ticks += 1
 
 
 class LiveDisplay:
@@ -100,7 +101,7 @@ def _cells(news: Progress) -> list[str]:
     return [
         f"{news.offset_s:.0f}/{news.duration_s:.0f} s",
         str(tick.at_work),
-        f"{tick.acknowledged / max(0.1, news.passed_s):,.0f}",
+        f"{tick.acknowledged / max(0.1, tick.over_s):,.0f}",
         str(tick.errors),
         written(tick.post.percentile(50)) if tick.post.total else "-",
         written(tick.post.percentile(99)) if tick.post.total else "-",

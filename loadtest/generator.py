@@ -59,6 +59,7 @@ def collecting_rarely() -> Iterator[None]:
 class Tick(msgspec.Struct):
     """What happened since the last one, for the live table."""
 
+    over_s: float  # seconds since the last one, or since the load began
     post: Histogram  # by the time of the answer
     requests: int
     acknowledged: int
@@ -80,6 +81,7 @@ class Generator:
         self._acknowledged = 0
         self._recent = Histogram()
         self._told = (0, 0, 0)
+        self._told_s = 0.0
         self._scope = trio.CancelScope()
 
     def stop(self) -> None:
@@ -92,7 +94,8 @@ class Generator:
         now = (self.tally.requests, self._acknowledged, self.tally.errors)
         requests, acknowledged, errors = (new - old for new, old in zip(now, self._told, strict=True))
         self._told = now
-        return Tick(recent, requests, acknowledged, errors, self._at_work)
+        over_s, self._told_s = self._clock.offset_s - self._told_s, max(0.0, self._clock.offset_s)
+        return Tick(max(0.0, over_s), recent, requests, acknowledged, errors, self._at_work)
 
     async def run(self, clock: Clock) -> None:
         """Play; returns when all is answered, or `grace_s` after the end."""
@@ -141,8 +144,11 @@ class Generator:
                 try:
                     await hand.perform(action, due)
                 except trio.Cancelled:
-                    if not self._scope.cancel_called:  # an interrupted run tells what was, not what was cut off
+                    if not self._scope.cancel_called:
                         self._overdue(hand, (due, action), steps, end_s, most)
+                    elif not hand.counted:  # an interrupted run tells what was, and how much it cut off
+                        self.tally.cut_off += 1
+                        self.tally.cut_off_s = max(self.tally.cut_off_s, self._clock.offset_s - due)
                     raise
                 if self._plan.closed:
                     due = self._clock.offset_s

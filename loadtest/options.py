@@ -1,6 +1,7 @@
 """The command line of `classpulse loadtest`: what can be asked for, and what is said of it."""
 
 import argparse
+import re
 from pathlib import Path
 from typing import Final
 
@@ -33,7 +34,9 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--i-own-this-host", metavar="HOST", help="needed for a target that is not this machine")
     where.add_argument("--dsn", help="PostgreSQL of the daemon: rows are counted too ($LOADTEST_DSN keeps it private)")
     where.add_argument("--key-file", type=Path, metavar="FILE", help="holds an access key, for a daemon that wants one")
-    where.add_argument("--class", dest="class_id", metavar="ID", help="post to this class and not to fresh ones")
+    where.add_argument(
+        "--class", dest="class_id", type=_class_id, metavar="ID", help="post to this class and not to fresh ones"
+    )
     what = made.add_argument_group("the load")
     what.add_argument("--students", type=_count)
     what.add_argument("--classes", type=_count)
@@ -63,6 +66,13 @@ def parser() -> argparse.ArgumentParser:
 
 def _fault_help() -> str:
     return "with --local; " + "; ".join(f"{kind}: {says}" for kind, (says, _) in faults.KINDS.items())
+
+
+def _class_id(text: str) -> str:
+    """The contract's, of `class_id`."""
+    if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", text) is None:
+        raise argparse.ArgumentTypeError(f"expected 1 to 64 letters, digits or ._- and got {text!r}")
+    return text
 
 
 def _count(text: str) -> int:

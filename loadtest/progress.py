@@ -14,7 +14,6 @@ class Progress:
 
     offset_s: float
     duration_s: float
-    passed_s: float  # since the news before
     tick: Tick
     alerts: Histogram
     monitor: Monitor

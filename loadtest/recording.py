@@ -1,8 +1,8 @@
 """`replay FILE`: requests that real clients sent, played again by as many people as wanted, as fast as wanted.
 
-A file has one JSON object a line with `t_ms`, `method` and `body` (text). Events keep their order and distance; each
-gets the id, time, class and user of its new sender. Only POSTs of events are played; a repeat of a user's event id (a
-client that sent again) is left out, because the player has retries of its own.
+A file has one JSON object a line with `t_ms`, `method` and `body` (text: JSON, or NDJSON). Events keep their order and
+distance; each gets the id, time, class and user of its new sender. Only POSTs of events are played; a repeat of a
+user's event id (a client that sent again) is left out, because the player has retries of its own.
 """
 
 import json
@@ -39,10 +39,15 @@ class Recorded:
 def read(path: Path) -> list[Recorded]:
     """The events of a recording, in the order they were sent; UsageError when there are none."""
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        events = [event for line in lines if line.get("method") == "POST" for event in _events(line)]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, OverflowError, RecursionError) as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path}: not a recording: {error}") from error
+    events: list[Recorded] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            events += _events(json.loads(line)) if line.strip() else []
+        except (ValueError, TypeError, RecursionError, OverflowError) as error:
+            raise UsageError(f"{path}: not a recording: line {number}: {_reason(error)}") from error
     seen: set[tuple[str, ...]] = set()
     kept: list[Recorded] = []
     for event in sorted(events, key=lambda event: event.at_s):
@@ -57,18 +62,37 @@ def read(path: Path) -> list[Recorded]:
     return [Recorded(event.at_s - first, event.fields) for event in kept]
 
 
-def _events(line: dict[str, Any]) -> list[Recorded]:
-    try:
-        body = json.loads(line["body"] or "null")
-    except (ValueError, RecursionError):
+def _reason(error: Exception) -> str:
+    """Without the line that JSON knows: each is parsed alone."""
+    return f"{error.msg}: column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+
+
+def _events(line: Any) -> list[Recorded]:
+    """Those that a recorded request sent; ValueError or TypeError when it is none."""
+    if not isinstance(line, dict):
+        raise TypeError("expected an object")
+    if line.get("method") != "POST":
         return []
-    events = body if isinstance(body, list) else [body]
-    known = [event for event in events if isinstance(event, dict) and _has(event, USERS) and _has(event, TYPES)]
-    at_s = line["t_ms"] / 1000
-    if not isfinite(at_s):
-        raise ValueError(f"t_ms: expected milliseconds, got {line['t_ms']}")
+    t_ms, body = line.get("t_ms"), line.get("body", "")
+    if not isinstance(t_ms, int | float) or isinstance(t_ms, bool) or not isfinite(t_ms):
+        raise ValueError(f"t_ms: expected milliseconds, got {t_ms!r}")
+    if not isinstance(body, str | None):
+        raise TypeError(f"body: expected text, got {type(body).__name__}")
+    known = [event for event in _objects(body or "") if _has(event, USERS) and _has(event, TYPES)]
     _encode(known)  # what cannot be sent is found here: a lone surrogate is no UTF-8
-    return [Recorded(at_s, event) for event in known]
+    return [Recorded(t_ms / 1000, event) for event in known]
+
+
+def _objects(body: str) -> list[dict[str, Any]]:
+    """What a body holds: one object, an array of them, or one a line. Clients send what is none of these, too."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        try:
+            found = [json.loads(line) for line in body.splitlines() if line.strip()]
+        except (ValueError, RecursionError):
+            return []
+    return [each for each in (found if isinstance(found, list) else [found]) if isinstance(each, dict)]
 
 
 def _first(event: dict[str, Any], keys: tuple[str, ...]) -> str:

@@ -106,7 +106,7 @@ class Result(msgspec.Struct):
         reasons = {
             f"{len(broken)} of {len(self.judgements)} promises broken": bool(broken),
             "the load was not played to its end": self.capped,
-            "nothing was acknowledged": self.events["sent"] > 0 == self.events["acknowledged"],
+            "nothing was acknowledged": not self.events["acknowledged"],
             "events are not accounted for": not all(check.held for check in self.checks),
         }
         return [reason for reason, holds in reasons.items() if holds]

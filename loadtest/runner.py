@@ -183,7 +183,6 @@ class Run:
             ticks.setdefault(worker, []).append(tick)
 
         async def show() -> None:
-            shown_at = timer.offset_s
             while True:
                 await trio.sleep(1)
                 if len(ticks) < len(workers):  # not everybody has told yet
@@ -194,9 +193,7 @@ class Run:
                 for subscriber in subscribers:
                     alerts.merge(subscriber.recent)
                     subscriber.recent = Histogram()
-                now = timer.offset_s
-                self.display.tick(Progress(now, duration_s, now - shown_at, news, alerts, monitor))
-                shown_at = now
+                self.display.tick(Progress(timer.offset_s, duration_s, news, alerts, monitor))
 
         def stop() -> None:
             self.display.say("interrupted: stopping the load. Once more ends it without a result")
@@ -261,7 +258,7 @@ class Run:
             events=books.events,
             errors_by_kind=books.tally.kinds,
             generator=limits,
-            notes=[limits.says, *self._notes(course, books.news, capped=bool(books.tally.capped))],
+            notes=[limits.says, *self._notes(course, books.news, books.tally)],
             faults=[(fault.text, fault.at_s, fault.for_s) for fault in self.faults],
             timeline=results.timeline(books.tally, books.news),
             samples=samples,
@@ -276,13 +273,18 @@ class Run:
         found.ok = not (found.interrupted or found.failures)
         return found
 
-    def _notes(self, course: Course, news: News | None, *, capped: bool) -> Iterator[str]:
+    def _notes(self, course: Course, news: News | None, tally: Tally) -> Iterator[str]:
         """What the figures leave unsaid."""
         if course.monitor.metrics_missing:
             yield "/metrics was not to be had: no lag and no commit times"
         elif (commits := commits_say(course.monitor.samples)) is not None:
             yield commits
-        if capped:
+        if tally.cut_off:
+            yield (
+                f"{tally.cut_off} requests had no answer yet when the run was interrupted, the first for "
+                f"{tally.cut_off_s:.1f} s: they are in no time and no error figure"
+            )
+        if tally.capped:
             yield f"the load ended at {self.plan.most_events:,} events: say --max-events for more"
         if self.dsn is None:
             yield "no DSN: rows were not counted, only what the API shows"

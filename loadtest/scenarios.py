@@ -76,7 +76,7 @@ class Scenario:
     def person(self, index: int, run: str, class_id: str | None = None) -> Person:
         """The person with that index: students first, then instructors; classes take turns."""
         number = index if index < self.students else index - self.students
-        where = class_id or f"lt-{run}-{number % self.classes:02}"
+        where = f"lt-{run}-{number % self.classes:02}" if class_id is None else class_id
         if index >= self.students:
             return Person(index, where, f"{run}-instructor{number}", f"Instructor {number}", "")
         name = f"山田 太郎 {number}" if number % 4 == 0 else f"Taro Yamada {number}"
@@ -181,6 +181,11 @@ def _from_file(path: Path) -> Scenario:
         raise UsageError(f"{path}{where}: {type(error).__name__}: {error}") from error
     if not isinstance(found, Scenario):
         raise UsageError(f"{path}: binds no SCENARIO to a loadtest.scenarios.Scenario")
+    sizes: dict[str, type] = {"students": int, "classes": int, "instructors": int, "events_per_s": float}
+    for name, wanted in sizes.items():
+        number = getattr(found, name)
+        if isinstance(number, bool) or not isinstance(number, int | wanted):
+            raise UsageError(f"{path}: {name}: expected a number, got {number!r}")
     if not isinstance(found.shape, Shape):
         raise UsageError(f"{path}: shape: expected shapes.parse(…), got {found.shape!r}")
     if not isinstance(found.promises, tuple) or not all(isinstance(each, Promise) for each in found.promises):

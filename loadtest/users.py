@@ -10,7 +10,7 @@ the same steps, and a run can keep to them whatever the server does (the open lo
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any, ClassVar, Final, TypeAlias, TypeVar, overload
@@ -115,7 +115,14 @@ class VirtualUser:
 
     def _counted(self, steps: Steps) -> Steps:
         """The steps, with what was put off until `later` between them."""
-        for wait_s, action in steps:
+        if not isinstance(steps, Iterable):
+            raise UsageError(f"{type(self).__name__}: a task yields steps, and one of its tasks does not")
+        for step in steps:
+            match step:
+                case (int() | float() as wait_s, Post() | Get() as action):
+                    pass
+                case _:
+                    raise UsageError(f"{type(self).__name__}: a task yields (seconds, action), and one yields {step!r}")
             due_s = self.offset_s + wait_s
             while self._asides and self._asides[0][0] <= due_s:
                 aside_s, _, aside = heappop(self._asides)

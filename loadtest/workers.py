@@ -205,13 +205,14 @@ def merged(workers: Iterable[Worker]) -> tuple[Tally, list[Entry]]:
 
 def added(ticks: Iterable[list[Tick]]) -> Tick:
     """One of several workers' several; people at work are those of each one's last."""
-    whole = Tick(Histogram(), 0, 0, 0, 0)
+    whole = Tick(0.0, Histogram(), 0, 0, 0, 0)
     for of_worker in ticks:
         for tick in of_worker:
             whole.post.merge(tick.post)
             whole.requests += tick.requests
             whole.acknowledged += tick.acknowledged
             whole.errors += tick.errors
+        whole.over_s = max(whole.over_s, sum(tick.over_s for tick in of_worker))
         whole.at_work += of_worker[-1].at_work
     return whole
 

@@ -15,12 +15,15 @@ from loadtest.display import PlainDisplay
 from loadtest.durations import written
 from loadtest.errors import UsageError
 from loadtest.faults import parse as parse_fault
+from loadtest.generator import Tick
 from loadtest.histograms import Histogram
 from loadtest.ledger import ACKNOWLEDGED, REFUSED, Entry, Tally
 from loadtest.monitor import Monitor, Sample, Scrape, bucket_percentile, commits_say
 from loadtest.plan import Plan, clock
 from loadtest.plots import nice_steps
+from loadtest.progress import Progress
 from loadtest.runner import Course, Run
+from loadtest.target import Target
 from loadtest.verification import Check
 from tests.loadtest.conftest import RECORDINGS
 
@@ -85,7 +88,16 @@ def test_bad_usage_is_exit_2_in_one_line(arguments, says, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["classroom-200", "--students", "none"], ["classroom-200", "--students", "0"]]
+    "arguments",
+    [
+        [],
+        ["classroom-200", "--students", "none"],
+        ["classroom-200", "--students", "0"],
+        ["classroom-200", "--class", ""],
+        ["classroom-200", "--class", "my class"],
+        ["classroom-200", "--class", "x" * 65],
+        ["classroom-200", "--class", "ok\n"],
+    ],
 )
 def test_bad_options_are_exit_2(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
@@ -118,6 +130,8 @@ SCENARIO = Scenario("mine", "", 2, 4.0, shapes.parse("hold:1s"), mix=((Student, 
         ("mix=", "promises='p99<1s', mix=", "promises: expected promises.parse"),
         ("SCENARIO =", "OTHER =", "binds no SCENARIO"),
         ("((Student, 1.0),)", "((type('Idle', (VirtualUser,), {}), 1.0),)", "Idle has no task"),
+        ('"", 2, 4.0', '"", "2", 4.0', "mine.py: students: expected a number, got '2'"),
+        ('"", 2, 4.0', '"", 2, None', "mine.py: events_per_s: expected a number, got None"),
     ],
 )
 def test_a_scenario_that_is_wrong_is_told_in_one_line(tmp_path, capsys, old, new, says):
@@ -160,6 +174,27 @@ def test_what_is_no_recording_is_exit_2(tmp_path, capsys, line):
     (tmp_path / "rec.jsonl").write_text(line + "\n")
     assert cli.main(["replay", str(tmp_path / "rec.jsonl")]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"t_ms": 1', "line 2: Expecting ',' delimiter: column 11"),
+        ('{"method": "POST", "body": "[]"}', "line 2: t_ms: expected milliseconds, got None"),
+        ('{"t_ms": "1", "method": "POST", "body": "[]"}', "line 2: t_ms: expected milliseconds, got '1'"),
+        ('{"t_ms": 1, "method": "POST", "body": []}', "line 2: body: expected text, got list"),
+        ("[]", "line 2: expected an object"),
+    ],
+)
+def test_what_is_wrong_in_a_recording_is_told_with_its_line(tmp_path, capsys, line, says):
+    (tmp_path / "rec.jsonl").write_text('{"t_ms": 1, "method": "POST", "body": "[]"}\n' + line + "\n")
+    assert cli.main(["replay", str(tmp_path / "rec.jsonl")]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_files_may_come_behind_options(tmp_path, capsys):
+    assert cli.main(["replay", "--speed", "2", str(tmp_path / "none.jsonl")]) == 2
+    assert "none.jsonl: not a recording" in capsys.readouterr().err
 
 
 def test_nobody_there_is_exit_1(capsys, unused_port):
@@ -241,6 +276,15 @@ def test_a_recording_may_say_null_and_two_of_its_people_may_have_the_same_id(tmp
         "ann",
         "bob",
     ]
+
+
+def test_a_recorded_body_may_have_an_event_a_line(tmp_path):
+    event = '{"eventType": "seen", "userId": "%s"}'
+    bodies = [event % "ann" + "\n" + event % "bob" + "\n", event % "cid", f"[{event % 'dan'}]", "no event", ""]
+    lines = [json.dumps({"t_ms": at, "method": "POST", "body": body}) for at, body in enumerate(bodies)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    played = recording.read(tmp_path / "a.jsonl")
+    assert [event.fields["userId"] for event in played] == ["ann", "bob", "cid", "dan"]
 
 
 def found(**changes):
@@ -339,6 +383,15 @@ def test_compare_says_what_changed_and_what_broke(tmp_path, capsys):
     assert "better" in capsys.readouterr().out
 
 
+def test_what_was_different_between_two_runs_is_told():
+    before = found(faults=[])
+    after = found(faults=[("kill-daemon@8s", 8.0, 1.0)], options=before.options | {"shape": "0s@0% 5s@100%"})
+    told = comparison.table(before, after)
+    assert "differs: faults: none before, kill-daemon@8s after" in told
+    assert "differs: shape: None before, 0s@0% 5s@100% after" in told
+    assert "differs" not in comparison.table(after, after)
+
+
 def test_an_account_that_is_only_there_when_it_fails_broke_too():
     after = found(ok=False, checks=[Check("all stored", 0, 0, faults=1), *found().checks])
     assert comparison.broke(found(), after) == ["all stored"]
@@ -362,16 +415,25 @@ def test_without_rows_nobody_can_say_that_nothing_is_missing():
 
 
 def test_a_load_that_was_not_played_to_its_end_is_no_success():
-    assert concluded(Tally()).ok
-    told = concluded(Tally(capped=1))
+    assert concluded(Tally(), TAKEN).ok
+    told = concluded(Tally(capped=1), TAKEN)
     assert (told.ok, told.verdict) == (False, "BROKEN: the load was not played to its end")
 
 
+def test_what_an_interruption_cut_off_is_told():
+    assert "no answer yet" not in " ".join(concluded(Tally(), TAKEN).notes)
+    (note,) = [note for note in concluded(Tally(cut_off=7, cut_off_s=6.54), TAKEN).notes if "no answer yet" in note]
+    assert note.startswith("7 requests had no answer yet when the run was interrupted, the first for 6.5 s")
+
+
 def test_a_load_of_which_nothing_was_taken_is_no_success():
-    entries = [Entry("e", 0, 0, True, False, "", "s", REFUSED)]
-    told = concluded(Tally(), entries)
-    assert (told.ok, told.verdict) == (False, "BROKEN: nothing was acknowledged")
-    assert concluded(Tally(), [msgspec.structs.replace(each, state=ACKNOWLEDGED) for each in entries]).ok
+    for entries in ([], [msgspec.structs.replace(each, state=REFUSED) for each in TAKEN]):
+        told = concluded(Tally(), entries)
+        assert (told.ok, told.verdict) == (False, "BROKEN: nothing was acknowledged")
+    assert concluded(Tally(), TAKEN).ok
+
+
+TAKEN = [Entry("e", 0, 0, True, False, "", "s", ACKNOWLEDGED)]
 
 
 def concluded(tally, entries=()):
@@ -380,6 +442,17 @@ def concluded(tally, entries=()):
     course = Course(clock(0), Monitor(plan.target, clock(0), None), [], 1.0, 0.1)
     run = Run(plan, PlainDisplay(io.StringIO()), promises=(), options={})
     return run._concluded(course, Accounts({}, tally, list(entries), None, []), None, "")
+
+
+def test_a_line_comes_every_few_seconds_however_often_there_is_news():
+    out = io.StringIO()
+    shown, monitor = PlainDisplay(out), Monitor(Target("http://127.0.0.1:1"), clock(0), None)
+    for offset_s in (0.9, 2.0, 4.1, 5.5, 7.0, 10.4, 11.0):
+        tick = Tick(2.0, Histogram(), 600, 500, 0, 9)
+        shown.tick(Progress(offset_s, 20.0, tick, Histogram(), monitor))
+    lines = out.getvalue().splitlines()
+    assert [line.split()[1] for line in lines] == ["1/20", "6/20", "10/20"]
+    assert all("events/s 250" in line for line in lines)
 
 
 def test_lines_that_nobody_reads_cost_nothing():

@@ -269,6 +269,24 @@ async def test_stopped_early_it_keeps_what_there_is():
     assert generator.tally.overdue == 0
 
 
+async def test_stopped_early_it_says_how_much_it_cut_off_and_how_long_that_had_waited():
+    async def script(number, head, body):
+        await trio.sleep_forever()
+
+    async with serving(script) as peer:
+        generator = Generator(plan(peer.url, students=5, corners=((0.0, 1.0), (3600.0, 1.0))))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(generator.run, timer := clock(0.05))
+            while len(generator.entries) < 5:
+                await trio.sleep(0.01)
+            stopped_s = timer.offset_s
+            generator.stop()
+    tally = generator.tally
+    assert (tally.cut_off, tally.requests, tally.errors) == (5, 0, 0)
+    due_ms = min(entry.at_ms for entry in generator.entries)
+    assert tally.cut_off_s >= stopped_s - (due_ms - timer.wall_ms(0)) / 1000 - 0.002
+
+
 class Scripted:
     """A clock on which so much time passes with each look, and sleeps take no less than ``least_s``."""
 

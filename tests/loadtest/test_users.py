@@ -66,7 +66,28 @@ def test_who_has_nothing_to_do_is_told():
         def go(self):
             yield from ()
 
-    for kind, says in ((Idle, "Idle has no task"), (Empty, "yield no step")):
+    class Odd(VirtualUser):
+        @task
+        def go(self):
+            yield 1
+
+    class Bare(VirtualUser):
+        @task
+        def go(self):
+            return 7
+
+    class Late(VirtualUser):
+        @task
+        def go(self):
+            yield "1", Get("/")
+
+    for kind, says in (
+        (Idle, "Idle has no task"),
+        (Empty, "yield no step"),
+        (Odd, r"Odd: a task yields \(seconds, action\), and one yields 1$"),
+        (Bare, "Bare: a task yields steps"),
+        (Late, "Late: a task yields"),
+    ):
         with pytest.raises(UsageError, match=says):
             next(kind(ANN, "1", 1).steps())
 
