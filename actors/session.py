@@ -11,7 +11,7 @@ from engine.alerts import apply_alerting, rouses
 from engine.dirty import DirtyUsers
 from engine.event import Event, UserKey
 from engine.ports import DeadLetter, Journal, SessionRow, Snapshot
-from engine.rows import KeptState, Past, StoredRows, decode_state, session_rows
+from engine.rows import Past, StoredRows, decode_state, keep_state, kept_state, session_rows
 from engine.session import UserState, merge
 from engine.view import Thresholds
 from engine.watermark import Part
@@ -97,7 +97,7 @@ class SessionActor:
         self._joined = False  # with its past
         self._late: Past | None = None  # a past that came while the state was rebuilt
         self._whole = True
-        self._good: KeptState | None = None  # the state as it last was stored or rebuilt; None: it began empty
+        self._good: bytes | None = None  # the state as it last was stored or rebuilt, kept; None: it began empty
         self._faults: tuple[float, ...] = ()  # trio times of late
         self._parked_until: float | None = None
         self.state = UserState(class_id=key[0], user_id=key[1])
@@ -165,7 +165,7 @@ class SessionActor:
             self._rows = past.rows
             self._tell()
             self._become(merge(past.state, self.state, self._context.idle_ms))
-            self._good = KeptState.of(self.state)
+            self._good = keep_state(self.state)
         self._joined = True
         self.announced = True
         self._changed.put(self.key, self)
@@ -182,11 +182,11 @@ class SessionActor:
         rows, moved = self._rows.changes(state)
         profile = _profile(state)
         self._tell()
-        self._good = KeptState.of(state)
+        self._good = keep_state(state)
         return Snapshot(
             key=self.key,
             applied_seq=self.position,
-            state=self._good.encoded(),
+            state=kept_state(self._good),
             last_receipt=state.last_receipt,
             profile=None if profile == self._profile else profile,
             sessions=rows,
@@ -270,7 +270,7 @@ class SessionActor:
         trial = Trial(self._last_good(delivery), context.journal, context.idle_ms, context.mailboxes)
         await trial.replay(context.source, upto)
         self._become(trial.state)
-        self._good = KeptState.of(trial.state)
+        self._good = keep_state(trial.state)
         self._whole = True
         late, self._late = self._late, None
         if late is not None:
@@ -280,7 +280,7 @@ class SessionActor:
 
     def _last_good(self, delivery: Delivery) -> UserState:
         if self._good is not None:
-            return decode_state(self._good.encoded())
+            return decode_state(kept_state(self._good))
         # Nothing of it was ever stored, so it has been dirty since its first event.
         first = self._dirty.first(self.key, default=delivery[2][0][0])
         state = UserState(class_id=self.key[0], user_id=self.key[1])

@@ -1,6 +1,6 @@
 """From live state to the rows that a store keeps of it."""
 
-from typing import Any, Final, NamedTuple, Self, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 from uuid import UUID
 
 import msgspec
@@ -16,7 +16,6 @@ from engine.view import current_session
 # What a row of `learning_sessions` is known by: its id and where it starts (ms).
 Identity: TypeAlias = tuple[UUID, int]
 
-_encode: Final = msgspec.msgpack.Encoder().encode
 _encode_into: Final = msgspec.msgpack.Encoder().encode_into
 _buffer: Final = bytearray()  # of one thread: see `encode_state`
 _END: Final = 0x80  # between what a block holds and the zeros that fill it
@@ -35,44 +34,29 @@ def encode_state(state: UserState) -> bytes:
     """A state as stores keep it.
 
     By way of a buffer: what `encode` returns has room for up to half as much again. There is one buffer for all, so
-    only the event loop's thread may call this, and `KeptState.of`.
+    only the event loop's thread may call this, and `keep_state`.
     """
     _encode_into(state, _buffer)
     return bytes(_buffer)
 
 
-class KeptState(msgspec.Struct, gc=False, frozen=True):
-    """What `encode_state` returned for a state, for who keeps it.
+def keep_state(state: UserState) -> bytes:
+    """`encode_state` for who keeps the bytes: a block of a round size, which holds them; see `kept_state`.
 
-    The block that holds it is of a round size. An actor's is replaced every few seconds, now and then by one a little
-    longer, and a thousand students open their next notebook within the same minute. Blocks as long as their states
-    would leave as many holes that no other fits into; of eight sizes from one power of two to the next, each fits where
-    another was (docs/performance.md).
-
-    Sessions that are put away are not in it: their records are the state's own, and never change.
+    An actor's block is replaced every few seconds, now and then by one a little longer, and a thousand students open
+    their next notebook within the same minute. Blocks as long as their states would leave as many holes that no other
+    fits into; of eight sizes from one power of two to the next, each fits where another was (docs/performance.md).
     """
+    _encode_into(state, _buffer)
+    _buffer.append(_END)
+    step = 1 << max(len(_buffer).bit_length() - 4, 6)
+    _buffer.extend(bytes(-len(_buffer) % step))
+    return bytes(_buffer)
 
-    _block: bytes
-    _packed: tuple[bytes, ...]
 
-    @classmethod
-    def of(cls, state: UserState) -> Self:
-        """A state as it is now. See `encode_state`."""
-        packed, state.packed = state.packed, ()
-        try:
-            _encode_into(state, _buffer)
-        finally:
-            state.packed = packed
-        _buffer.append(_END)
-        step = 1 << max(len(_buffer).bit_length() - 4, 6)
-        _buffer.extend(bytes(-len(_buffer) % step))
-        return cls(bytes(_buffer), packed)
-
-    def encoded(self) -> bytes | memoryview:
-        """What `encode_state` had returned."""
-        held = memoryview(self._block)[: self._block.rindex(_END)]
-        # The last field is `packed`: an array of none, in one byte.
-        return b"".join((held[:-1], _encode(self._packed))) if self._packed else held
+def kept_state(block: bytes) -> memoryview:
+    """What `encode_state` had returned for the state that `keep_state` made this block of."""
+    return memoryview(block)[: block.rindex(_END)]
 
 
 def session_rows(state: UserState) -> list[SessionRow]:

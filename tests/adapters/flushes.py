@@ -9,7 +9,7 @@ from adapters.postgres.replicas import ReadPool
 from adapters.postgres.store import PostgresStore
 from engine.event import Commit
 from engine.ports import Flush, Snapshot
-from engine.rows import KeptState, StoredRows
+from engine.rows import StoredRows, keep_state, kept_state
 from engine.session import UserState
 from tests.adapters.events import NOW
 
@@ -37,7 +37,7 @@ class Student:
         return Snapshot(
             key=(self.state.class_id, self.state.user_id),
             applied_seq=seq,
-            state=KeptState.of(self.state).encoded(),
+            state=kept_state(keep_state(self.state)),
             last_receipt=self.state.last_receipt,
             profile=(None, None),
             sessions=sessions,

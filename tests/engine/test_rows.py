@@ -1,6 +1,5 @@
 """A student's rows in the table of sessions follow its state through flushes whose outcome may be unknown."""
 
-import sys
 import tracemalloc
 from collections.abc import Callable
 from uuid import UUID
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from engine.event import Event
 from engine.learning_session import all_closed, unpack_sessions
 from engine.ports import SessionRow
-from engine.rows import KeptState, Past, StoredRows, decode_state, encode_state, newest_rows, session_rows
+from engine.rows import Past, StoredRows, decode_state, encode_state, keep_state, kept_state, newest_rows, session_rows
 from engine.session import KEPT_SESSIONS, MAX_PACKED, MAX_PACKED_BYTES, UserState
 from tests.engine.strategies import IDLE_MS, event_lists, state_of
 
@@ -334,56 +333,28 @@ def busy_state(cells: int) -> UserState:
     return state
 
 
-def keep(state):
-    """What is kept of a state, and the bytes that it takes."""
-    KeptState.of(state)  # the buffer is as large as it needs to be
-    tracemalloc.start()
-    try:
-        kept = KeptState.of(state)
-        return kept, tracemalloc.get_traced_memory()[0]
-    finally:
-        tracemalloc.stop()
-
-
 def test_what_is_kept_of_a_state_takes_an_eighth_more_room_than_it_is_long_at_most():
     state = busy_state(40)
-    kept, room = keep(state)
+    keep_state(state)  # the buffer is as large as it needs to be
+    tracemalloc.start()
+    try:
+        kept = keep_state(state)
+        room, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
     assert len(encode_state(state)) > 2000
     assert room < len(encode_state(state)) * 9 / 8 + 200
-    assert kept.encoded() == encode_state(state)
+    assert kept_state(kept) == encode_state(state)
 
 
 @given(event_lists())
 def test_what_is_kept_of_a_state_is_what_is_stored_of_it(events):
     state = state_of(events)
-    for _ in range(2):
-        assert KeptState.of(state).encoded() == encode_state(state)
-        assert decode_state(KeptState.of(state).encoded()) == decode_state(encode_state(state))
-        state.pack({session.client for session in state.sessions.values()} - {None})
-
-
-def test_records_of_sessions_that_are_put_away_are_kept_once():
-    state = busy_state(40)
-    before = KeptState.of(state)
-    for number in range(100):
-        event = Event(
-            f"saved-{number:030}", "notebook_saved", number, "ana", "default", notebook_path="a.ipynb",
-            session_id=f"client-{number:030}",
-        )  # fmt: skip
-        state.apply(event, number, IDLE_MS)
-    state.pack({session.client for session in state.sessions.values()} - {None})
-    kept, room = keep(state)
-    assert len(kept.encoded()) > len(before.encoded()) + 100 * 50
-    assert room < len(before.encoded()) * 9 / 8 + 200
-    assert kept.encoded() == encode_state(state)
-    state.unpack()
-    assert decode_state(kept.encoded()).packed, "what is kept is the state as it was"
+    assert kept_state(keep_state(state)) == encode_state(state)
+    assert decode_state(kept_state(keep_state(state))) == decode_state(encode_state(state))
 
 
 def test_states_that_grow_are_kept_in_blocks_of_few_sizes():
     states = [busy_state(cells) for cells in range(1, 120)]
     assert len({len(encode_state(state)) for state in states}) == len(states)
-    assert (
-        len({sys.getsizeof(KeptState.of(state)._block) for state in states if len(encode_state(state)) >= 1024})
-        <= 8 * 4
-    )
+    assert len({len(keep_state(state)) for state in states if len(encode_state(state)) >= 1024}) <= 8 * 4
