@@ -15,6 +15,7 @@ from loadtest import outputs
 from loadtest.durations import written
 from loadtest.progress import Progress
 from loadtest.result import SHOWN, Result, figure_text
+from loadtest.verification import TOLD
 
 # Seconds between two lines where nobody watches a table.
 LINE_EVERY_S: Final = 5
@@ -134,7 +135,9 @@ def text(result: Result) -> str:
         lines += [f"           {event_id}" for event_id in check.event_ids]
         if check.candidates:
             lines.append("           one or more of these:")
-            lines += [f"           {event_id}" for event_id in check.candidates]
+            lines += [f"           {event_id}" for event_id in check.candidates[:TOLD]]
+            if check.more_suspects:
+                lines.append(f"           or of {check.more_suspects:,} more: see --json")
     lines += ["", "  figures"]
     lines += [
         f"    {name:<14} {figure_text(name, result.figures[name])}"

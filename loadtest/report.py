@@ -9,7 +9,7 @@ from loadtest import promises
 from loadtest.monitor import Sample
 from loadtest.plots import Plot, Series, svg
 from loadtest.result import SHOWN, Moment, Result, figure_text
-from loadtest.verification import Check
+from loadtest.verification import TOLD, Check
 
 _STYLE: Final = Path(__file__).with_name("report.css")
 # What the tiles show: figure, words.
@@ -118,7 +118,9 @@ def _account(check: Check) -> str:
     counted = f"{check.found:,} of {check.expected:,}" if check.expected else f"{check.faults:,} faults"
     ids = "".join(f"<code>{escape(event_id)}</code>" for event_id in check.event_ids)
     if check.candidates:
-        ids += "one or more of: " + "".join(f"<code>{escape(event_id)}</code>" for event_id in check.candidates)
+        told = check.candidates[:TOLD]
+        ids += "one or more of: " + "".join(f"<code>{escape(event_id)}</code>" for event_id in told)
+        ids += f" or of {check.more_suspects:,} more" * bool(check.more_suspects)
     if check.faults > len(check.event_ids) and check.event_ids:
         ids += f" and {check.faults - len(check.event_ids):,} more"
     return (

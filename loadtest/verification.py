@@ -31,19 +31,25 @@ _ROWS_AT_ONCE: Final = 10_000
 # For all questions to the API together: a daemon that does not answer any more is not asked for hours.
 _API_S: Final = 300.0
 STORED: Final = "stored, by SQL"
-# Event ids that are told in full, for each check.
+# Event ids that are told in full, for each check; of candidates, that are kept.
 TOLD: Final = 20
+_MOST_CANDIDATES: Final = 1000
 DRAIN_POLL_S: Final = 0.1
 
 
 class Check(msgspec.Struct):
-    """One place. `event_ids` are those missing or too many; of `candidates` one of several is, nobody can say which."""
+    """One place. `event_ids` are those missing or too many; of `suspects` some are, nobody can say which.
+
+    `candidates` are the first of the suspects, `astray` the students or sessions whose counters differ.
+    """
 
     name: str
     expected: int
     found: int
     event_ids: list[str] = []
     candidates: list[str] = []
+    suspects: int = 0
+    astray: int = 0
     note: str = ""
     skipped: bool = False
     faults: int = 0
@@ -59,6 +65,11 @@ class Check(msgspec.Struct):
             self.faults += 1
             if len(self.event_ids) < TOLD:
                 self.event_ids.append(event_id)
+
+    @property
+    def more_suspects(self) -> int:
+        """How many a text that tells `TOLD` of them leaves out."""
+        return max(0, self.suspects - TOLD)
 
 
 def lost(checks: Iterable[Check]) -> int:
@@ -239,6 +250,9 @@ async def by_api(
             for check in (sessions, live) if fresh else (sessions,):
                 check.faults += 1
                 check.note = f"not all were told within {_API_S:.0f} s"
+    for check, whose in ((sessions, "sessions"), (live, "students")):
+        if check.astray and not check.note:
+            check.note = f"{check.astray} {whose} differ in executions or errors"
     return [sessions, live]
 
 
@@ -304,24 +318,32 @@ def _compare_live(user: dict[str, Any] | None, events: list[Entry], check: Check
 
 
 def _compare(events: list[Entry], executions: int, errors: int, check: Check, *, known: bool) -> None:
-    """The counters against what was acknowledged; what is doubtful may be in them."""
+    """The counters of one student or session against what was acknowledged; what is doubtful may be in them."""
     sure = [event for event in events if event.state == ACKNOWLEDGED]
+    refused = [event for event in events if event.state == REFUSED]  # first suspects, where there is too much
     doubtful = [event for event in events if event.state not in {ACKNOWLEDGED, REFUSED}]
     runs = [event for event in sure if event.execution]
     check.expected += len(runs)
     check.found += min(executions, len(runs))
-    refused = [event for event in events if event.state == REFUSED]  # first suspects, where there is too much
+    faults = 0
     suspects: list[Entry] = []
-    if not len(runs) <= executions <= len(runs) + sum(event.execution for event in doubtful):
-        suspects = (executions > len(runs) and [event for event in refused if event.execution]) or runs
-        check.faults += max(1, abs(len(runs) - executions))
+    if off := _outside(executions, len(runs), sum(event.execution for event in doubtful)):
+        faults = abs(off)
+        suspects = (off > 0 and [event for event in refused if event.execution]) or runs
     failed = [event for event in sure if event.failed]
-    if not len(failed) <= errors <= len(failed) + sum(event.failed for event in doubtful):
+    if off := _outside(errors, len(failed), sum(event.failed for event in doubtful)):
+        faults = max(faults, abs(off))  # a failed run that is missing is missing in both
         # Fewer, so nearer to the one.
-        suspects = (errors > len(failed) and [event for event in refused if event.failed]) or failed
-        check.faults += 0 if check.faults else 1
-    if not known and not suspects:
-        suspects = sure
-        check.faults += 1
-    room = TOLD - len(check.candidates)
+        suspects = (off > 0 and [event for event in refused if event.failed]) or failed
+    if not known and not faults:
+        faults, suspects = 1, sure
+    check.faults += faults
+    check.astray += bool(faults)
+    check.suspects += len(suspects)
+    room = _MOST_CANDIDATES - len(check.candidates)
     check.candidates += [event.event_id for event in suspects[:room]]
+
+
+def _outside(counted: int, least: int, doubtful: int) -> int:
+    """How far a counter is over (or, negative, under) what it may be."""
+    return min(0, counted - least) or max(0, counted - least - doubtful)

@@ -11,7 +11,7 @@ import pytest
 
 from loadtest import cli, comparison, promises, recording, report, result, scenarios, target
 from loadtest.accounts import Accounts
-from loadtest.display import PlainDisplay
+from loadtest.display import PlainDisplay, text
 from loadtest.durations import written
 from loadtest.errors import UsageError
 from loadtest.faults import parse as parse_fault
@@ -407,6 +407,14 @@ def test_an_account_that_is_only_there_when_it_fails_broke_too():
 )  # fmt: skip
 def test_a_figure_with_a_sign_has_no_ratio(old, new, says):
     assert comparison.change("memory_slope", old, new) == says
+
+
+def test_of_many_suspects_the_first_are_told_and_how_many_there_are():
+    check = Check("counted", 99, 98, candidates=[f"event-{n:03}" for n in range(99)], suspects=99, faults=1)
+    broken = found(ok=False, checks=[check])
+    for said in (text(broken), report.html(broken)):
+        assert said.count("event-0") == 20
+        assert "or of 79 more" in said
 
 
 def test_without_rows_nobody_can_say_that_nothing_is_missing():

@@ -11,7 +11,7 @@ from loadtest.errors import LoadTestError, UsageError
 from loadtest.ledger import ACKNOWLEDGED, REFUSED, UNKNOWN, Entry
 from loadtest.target import Target
 from loadtest.users import Person
-from loadtest.verification import Check, _compare, lost
+from loadtest.verification import TOLD, Check, _compare, lost
 from tests.loadtest.peer import serving
 
 
@@ -171,6 +171,28 @@ def test_a_missing_error_names_the_failed_runs_only():
     check = compared(events(*[ACKNOWLEDGED] * 5, failed={1, 3}), 4, 1)
     assert check.candidates == ["e1", "e3"]
     assert lost([check]) == 1
+
+
+def test_each_student_whose_counters_differ_is_a_fault_of_its_own():
+    check = Check("sessions", 0, 0)
+    for user in range(5):
+        given = [Entry(f"e{user}-{n}", user, n, True, n == 0, "", "s", ACKNOWLEDGED) for n in range(30)]
+        _compare(given, 30, 0, check, known=True)
+        assert (check.faults, check.astray, check.suspects) == (user + 1,) * 3
+        assert f"e{user}-0" in check.candidates
+    _compare(given, 29, 1, check, known=True)
+    assert (check.faults, check.astray, check.suspects, check.more_suspects) == (6, 6, 35, 35 - TOLD)
+    assert {event.event_id for event in given} <= set(check.candidates), "any of them may be the one"
+
+
+@pytest.mark.parametrize(
+    ("executions", "errors", "faults"),
+    [(4, 1, 0), (5, 2, 0), (3, 1, 1), (2, 1, 2), (6, 2, 1), (4, 0, 1), (4, 4, 2), (3, 0, 1), (2, 0, 2)],
+)
+def test_a_fault_is_each_event_that_the_counters_cannot_be_of(executions, errors, faults):
+    """Four runs, one of them failed, and one that failed and may have been taken."""
+    given = events(*[ACKNOWLEDGED] * 4, UNKNOWN, failed={3, 4})
+    assert compared(given, executions, errors).faults == faults
 
 
 def test_a_student_of_whom_nothing_is_known():
