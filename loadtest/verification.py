@@ -252,7 +252,7 @@ async def by_api(
                 check.note = f"not all were told within {_API_S:.0f} s"
     for check, whose in ((sessions, "sessions"), (live, "students")):
         if check.astray and not check.note:
-            check.note = f"{check.astray} {whose} differ in executions or errors"
+            check.note = f"{whose} with other executions or errors: {check.astray}"
     return [sessions, live]
 
 

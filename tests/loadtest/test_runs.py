@@ -100,6 +100,8 @@ async def test_a_daemon_that_forgets_an_event_is_found_out(command, shared_daemo
     assert account(found, "alerts at every")["event_ids"] == [proxy.lost]
     assert proxy.lost in account(found, "counted in sessions")["candidates"]
     assert proxy.lost in account(found, "counted in the live")["candidates"]
+    assert account(found, "counted in sessions")["note"] == "sessions with other executions or errors: 1"
+    assert account(found, "counted in the live")["note"] == "students with other executions or errors: 1"
     assert proxy.lost in done.stdout
     assert "BROKEN" in done.stdout
 
