@@ -287,6 +287,27 @@ async def test_stopped_early_it_says_how_much_it_cut_off_and_how_long_that_had_w
     assert tally.cut_off_s >= stopped_s - (due_ms - timer.wall_ms(0)) / 1000 - 0.002
 
 
+async def nowhere(host, port):
+    """As `trio.open_tcp_stream` waits: with helpers, so that a cancellation comes out of it in a group."""
+    async with trio.open_nursery() as helpers:
+        helpers.start_soon(trio.sleep_forever)
+    raise AssertionError
+
+
+async def test_who_waits_for_a_connection_is_counted_too(monkeypatch):
+    monkeypatch.setattr(trio, "open_tcp_stream", nowhere)
+    generator = await play(plan("http://127.0.0.1:1", students=5, events_per_s=60.0, grace_s=0.2))
+    assert generator.tally.given_up > 5
+    assert generator.tally.errors == generator.tally.requests == generator.tally.given_up
+    stopped = Generator(plan("http://127.0.0.1:1", students=5, corners=((0.0, 1.0), (3600.0, 1.0))))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stopped.run, clock(0.05))
+        while len(stopped.entries) < 5:
+            await trio.sleep(0.01)
+        stopped.stop()
+    assert (stopped.tally.cut_off, stopped.tally.requests) == (5, 0)
+
+
 class Scripted:
     """A clock on which so much time passes with each look, and sleeps take no less than ``least_s``."""
 
