@@ -52,14 +52,17 @@ def gathered(plan: Plan, workers: Iterable[Worker], subscribers: Sequence[Subscr
     return Accounts(people, tally, entries, news, _delivery(news, len(subscribers)))
 
 
-async def compare(books: Accounts, plan: Plan, *, dsn: str | None) -> None:
-    """Ask the daemon what it has of it, and its database where `dsn` leads there. Cut off, what was found stays."""
+async def compare(books: Accounts, plan: Plan, *, dsn: str | None, settled: bool) -> None:
+    """Ask the daemon what it has of it, and its database where `dsn` leads there. Cut off, what was found stays.
+
+    Not `settled`: nobody waited until all was stored.
+    """
     fresh, person = plan.class_id is None, books.people.__getitem__
     asked: list[Check] = []
     try:
         if dsn:
             classes = {person.class_id for person in books.people.values()}
-            asked += await verification.by_sql(dsn, books.entries, person, classes, fresh=fresh)
+            asked += await verification.by_sql(dsn, books.entries, person, classes, fresh=fresh, settled=settled)
         asked += await verification.by_api(plan.target, books.entries, person, fresh=fresh)
     finally:
         books.checks[:0] = asked

@@ -57,6 +57,12 @@ class Course:
     subscribers: list[Subscriber]
     loaded_s: float  # without the grace at the load's end
     drain_s: float | None  # None: it did not come to be drained, or nobody waited
+    cut_short: bool  # interrupted while it waited for the stores and the news
+
+    @property
+    def settled(self) -> bool:
+        """What was acknowledged had its time to be stored."""
+        return self.drain_s is not None or not self.cut_short
 
 
 @dataclass
@@ -74,7 +80,6 @@ class Run:
     drain_s: float = 60.0
     options: dict[str, Any] = field(default_factory=dict)
     interrupts: Interrupts = field(default_factory=Interrupts)
-    cut_short: bool = False  # interrupted while it waited for the stores
     own: Tally = field(default_factory=Tally)  # of this process, where others make the load: it reads all streams
 
     async def play(self) -> Result:
@@ -106,7 +111,7 @@ class Run:
                 books = accounts.gathered(plan, workers, course.subscribers, course.timer)
                 books.tally.merge(self.own)
                 with trio.CancelScope() as comparing, self.interrupts.stopping_by(comparing.cancel):
-                    await accounts.compare(books, plan, dsn=self.dsn)
+                    await accounts.compare(books, plan, dsn=self.dsn, settled=course.settled)
                 if comparing.cancelled_caught:
                     books.checks.insert(0, accounts.not_compared())
             return self._concluded(course, books, version, started)
@@ -149,9 +154,8 @@ class Run:
             with trio.CancelScope() as waiting, self.interrupts.stopping_by(waiting.cancel):
                 drain_s = await verification.drained(plan.target, self.drain_s)
                 await self._quiet(subscribers, timer)
-            self.cut_short = waiting.cancelled_caught
             background.cancel_scope.cancel()
-        return Course(timer, monitor, subscribers, loaded_s, drain_s)
+        return Course(timer, monitor, subscribers, loaded_s, drain_s, waiting.cancelled_caught)
 
     @property
     def _files(self) -> int:
@@ -234,7 +238,7 @@ class Run:
         loaded_s, drain_s = course.loaded_s, course.drain_s
         checks = books.checks
         if drain_s is None:
-            checks = [accounts.undrained(given_up=not self.cut_short), *checks]
+            checks = [accounts.undrained(given_up=course.settled), *checks]
         lost = verification.lost(checks)
         figures = results.figures(books.tally, books.news, samples, loaded_s=loaded_s, drain_s=drain_s, lost=lost)
         histograms = results.histograms_of(books.tally, books.news)

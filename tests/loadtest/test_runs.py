@@ -5,10 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import asynccontextmanager
 
+import asyncpg
 import psutil
 import pytest
 import trio
+import trio_asyncio
 
 from tests.e2e.daemon import REPOSITORY
 from tests.e2e.waiting import eventually
@@ -148,6 +151,19 @@ async def test_ctrl_c_gives_what_there_is(working, at, tmp_path):
     assert {check["faults"] for check in found["checks"]} == {0}, found["checks"]
 
 
+@asynccontextmanager
+async def storing_nothing(dsn):
+    """Nobody writes to the tables of events within the block; who reads them is not in the way."""
+    async with trio_asyncio.open_loop():
+        connection = await trio_asyncio.aio_as_trio(asyncpg.connect)(dsn)
+        execute, close = trio_asyncio.aio_as_trio(connection.execute), trio_asyncio.aio_as_trio(connection.close)
+        await execute("BEGIN; LOCK TABLE cell_executions, activity_events IN SHARE ROW EXCLUSIVE MODE")
+        try:
+            yield
+        finally:
+            await close()
+
+
 async def said(tmp_path, text):
     async def there():
         return text in (tmp_path / "err").read_text()
@@ -168,6 +184,22 @@ async def test_sigterm_after_the_load_keeps_what_was_measured(working, at, tmp_p
     assert found["interrupted"]
     assert found["events"]["acknowledged"] > 100
     assert {check["faults"] for check in found["checks"]} == {0}, out
+
+
+async def test_sigterm_before_all_is_stored_blames_no_event(working, at, shared_database, tmp_path):
+    load = ("--students", 20, "--rate", 40, "--shape", "hold:5s", "--json", tmp_path / "a.json")
+    process = await working("classroom-200", *at, *load, *NO_PROMISES)
+    async with storing_nothing(shared_database.dsn):
+        await said(tmp_path, "waiting until everything")
+        process.send_signal(signal.SIGTERM)
+        out, _ = await trio.to_thread.run_sync(lambda: process.communicate(timeout=60))
+    assert process.returncode == 1, out
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert {check["faults"] for check in found["checks"]} == {0}, out
+    stored = account(found, "stored, by SQL")
+    assert stored["skipped"]
+    assert 0 <= stored["found"] < stored["expected"] == found["events"]["acknowledged"]
+    assert "not yet there, and not waited for" in out
 
 
 async def test_the_second_ctrl_c_ends_it_without_a_result(working, at, tmp_path):

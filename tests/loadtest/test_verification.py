@@ -60,13 +60,26 @@ def row(event_id, at_ms=0, *, user="ann", class_id="a", execution=True, failed=F
     return event_id, user, class_id, at_ms, execution, failed
 
 
-async def told(monkeypatch, given, stored, *, fresh=True):
+async def told(monkeypatch, given, stored, **how):
     async def tell(dsn, classes, look):
         for each in stored:
             look(each)
 
     monkeypatch.setattr(verification, "_rows", tell)
-    return await verification.by_sql("", given, lambda user: ANN, ["a"], fresh=fresh)
+    return await verification.by_sql("", given, lambda user: ANN, ["a"], **{"fresh": True} | how)
+
+
+async def test_what_is_not_there_yet_is_not_lost_where_nobody_waited_for_it(monkeypatch):
+    given = events(ACKNOWLEDGED, ACKNOWLEDGED, ACKNOWLEDGED)
+    stored, once, as_sent = await told(monkeypatch, given, [row("e1", 2), row("other")], settled=False)
+    assert (stored.skipped, stored.expected, stored.found) == (True, 3, 1)
+    assert stored.held
+    assert stored.note == "2 not yet there, and not waited for"
+    assert (once.event_ids, as_sent.event_ids) == (["other"], ["e1"])
+    stored, _, _ = await told(monkeypatch, given, [row("e0"), row("e1", 1), row("e2", 2)], settled=False)
+    assert (stored.skipped, stored.note, stored.found) == (False, "", 3)
+    stored, _, _ = await told(monkeypatch, given, [row("e1", 1)])
+    assert (stored.skipped, stored.event_ids) == (False, ["e0", "e2"])
 
 
 async def test_rows_of_events_that_nobody_sent_are_faults_where_the_class_is_the_runs_own(monkeypatch):
