@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from loadtest import notifications, verification
+from loadtest import notifications, rows, verification
+from loadtest.check import Check
 from loadtest.ledger import ACKNOWLEDGED, REFUSED, UNKNOWN, Entry, Tally
 from loadtest.notifications import News
 from loadtest.plan import Clock, Plan
 from loadtest.subscribers import Subscriber
 from loadtest.users import Person
-from loadtest.verification import Check
 from loadtest.workers import Worker, merged
 
 
@@ -62,7 +62,7 @@ async def compare(books: Accounts, plan: Plan, *, dsn: str | None, settled: bool
     try:
         if dsn:
             classes = {person.class_id for person in books.people.values()}
-            asked += await verification.by_sql(dsn, books.entries, person, classes, fresh=fresh, settled=settled)
+            asked += await rows.by_sql(dsn, books.entries, person, classes, fresh=fresh, settled=settled)
         asked += await verification.by_api(plan.target, books.entries, person, fresh=fresh)
     finally:
         books.checks[:0] = asked

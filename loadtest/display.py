@@ -12,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from loadtest import outputs
+from loadtest.check import TOLD
 from loadtest.durations import written
 from loadtest.progress import Progress
 from loadtest.result import SHOWN, Result, figure_text
-from loadtest.verification import TOLD
 
 # Seconds between two lines where nobody watches a table.
 LINE_EVERY_S: Final = 5

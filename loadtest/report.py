@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Final
 
 from loadtest import promises
+from loadtest.check import TOLD, Check
 from loadtest.monitor import Sample
 from loadtest.plots import Plot, Series, svg
 from loadtest.result import SHOWN, Moment, Result, figure_text
-from loadtest.verification import TOLD, Check
 
 _STYLE: Final = Path(__file__).with_name("report.css")
 # What the tiles show: figure, words.

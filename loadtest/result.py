@@ -9,13 +9,14 @@ from typing import Any, Final
 
 import msgspec
 
+from loadtest.check import Check
 from loadtest.errors import UsageError
 from loadtest.histograms import Histogram
 from loadtest.ledger import Tally
 from loadtest.monitor import Sample
 from loadtest.notifications import News
 from loadtest.promises import Verdict, rank_of, shown
-from loadtest.verification import STORED, Check
+from loadtest.rows import STORED
 
 FORMAT: Final = 1
 # Figures that every result has, in the order of its table.

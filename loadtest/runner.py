@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from loadtest import accounts, promises, verification
+from loadtest import accounts, promises, rows, verification
 from loadtest import faults as fault_plans
 from loadtest import result as results
 from loadtest.accounts import Accounts
@@ -57,7 +57,7 @@ class Course:
     subscribers: list[Subscriber]
     loaded_s: float  # without the grace at the load's end
     drain_s: float | None  # None: it did not come to be drained, or nobody waited
-    cut_short: bool  # interrupted while it waited for the stores and the news
+    cut_short: bool = False  # interrupted while it waited for the stores and the news
 
     @property
     def settled(self) -> bool:
@@ -97,7 +97,7 @@ class Run:
         plan = self.plan
         version = await reach(plan)
         if self.dsn:
-            await verification.can_ask(self.dsn)
+            await rows.can_ask(self.dsn)
         started = results.now_text()
         workers: list[Worker] = (
             [OwnWorker(plan)]
@@ -239,7 +239,7 @@ class Run:
         checks = books.checks
         if drain_s is None:
             checks = [accounts.undrained(given_up=course.settled), *checks]
-        lost = verification.lost(checks)
+        lost = sum(check.faults for check in checks)
         figures = results.figures(books.tally, books.news, samples, loaded_s=loaded_s, drain_s=drain_s, lost=lost)
         histograms = results.histograms_of(books.tally, books.news)
         for promise in self.promises:

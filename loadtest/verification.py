@@ -1,22 +1,19 @@
-"""After a run: whether everything that was acknowledged is there, once, and everywhere it should be.
+"""After a run, through the API: whether everything that was acknowledged is counted in sessions and live state.
 
-Each place is asked: rows by SQL (with a DSN), sessions and the live state through the API, and what subscribers saw.
-Events of which nobody knows whether they were taken (an answer that never came) may be there or not, but once at
-most; refused ones must not be there, nor any that this run did not send where the classes are its own.
+Events of which nobody knows whether they were taken (an answer that never came) may be in it or not; refused ones
+must not be.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable
-from contextlib import suppress
-from typing import Any, Final, TypeAlias
+from collections import defaultdict
+from collections.abc import Callable, Collection
+from typing import Any, Final
 from urllib.parse import quote
 
-import asyncpg
 import msgspec
 import trio
-import trio_asyncio
 
-from loadtest.errors import LoadTestError, TransportError, UsageError
+from loadtest.check import MOST_CANDIDATES, Check
+from loadtest.errors import TransportError
 from loadtest.ledger import ACKNOWLEDGED, REFUSED, Entry
 from loadtest.target import Target
 from loadtest.transports import LeanTransport, Line
@@ -25,56 +22,9 @@ from loadtest.users import Person
 # Queries under way at once: enough to be quick, few enough not to be a load test of their own.
 _ASKERS: Final = 16
 _PAGE: Final = 100
-_SQL_S: Final = 60.0
-_CLOSE_S: Final = 1.0
-_ROWS_AT_ONCE: Final = 10_000
 # For all questions to the API together: a daemon that does not answer any more is not asked for hours.
 _API_S: Final = 300.0
-STORED: Final = "stored, by SQL"
-# Event ids that are told in full, for each check; of candidates, that are kept.
-TOLD: Final = 20
-_MOST_CANDIDATES: Final = 1000
 DRAIN_POLL_S: Final = 0.1
-
-
-class Check(msgspec.Struct):
-    """One place. `event_ids` are those missing or too many; of `suspects` some are, nobody can say which.
-
-    `candidates` are the first of the suspects, `astray` the students or sessions whose counters differ.
-    """
-
-    name: str
-    expected: int
-    found: int
-    event_ids: list[str] = []
-    candidates: list[str] = []
-    suspects: int = 0
-    astray: int = 0
-    note: str = ""
-    skipped: bool = False
-    faults: int = 0
-
-    @property
-    def held(self) -> bool:
-        """All was there; what could not be asked does not count as there."""
-        return not self.faults
-
-    def blame(self, event_ids: Iterable[str]) -> None:
-        """Add events, each a fault."""
-        for event_id in event_ids:
-            self.faults += 1
-            if len(self.event_ids) < TOLD:
-                self.event_ids.append(event_id)
-
-    @property
-    def more_suspects(self) -> int:
-        """How many a text that tells `TOLD` of them leaves out."""
-        return max(0, self.suspects - TOLD)
-
-
-def lost(checks: Iterable[Check]) -> int:
-    """Differences, over all places."""
-    return sum(check.faults for check in checks)
 
 
 async def drained(target: Target, within_s: float) -> float | None:
@@ -101,121 +51,6 @@ async def _lag(line: Line) -> int | None:
         return None
     lag: int | None = checks.get("postgresql", {}).get("lag_events")
     return lag
-
-
-async def can_ask(dsn: str) -> None:
-    """Find out before a run what would be found out after it.
-
-    LoadTestError when rows cannot be asked for, UsageError when this is no DSN.
-    """
-    none: list[_Row] = []
-    try:
-        await _rows(dsn, [], none.append)
-    except TransportError as error:
-        kind = UsageError if isinstance(error.__cause__, ValueError) else LoadTestError
-        raise kind(f"--dsn or LOADTEST_DSN: cannot ask for rows: {error}") from error
-
-
-async def by_sql(
-    dsn: str,
-    entries: Collection[Entry],
-    person: Callable[[int], Person],
-    classes: Collection[str],
-    *,
-    fresh: bool,
-    settled: bool = True,
-) -> list[Check]:
-    """Rows: one for each acknowledged event, at most one for a doubtful one, none for a refused one; all as sent.
-
-    `fresh`: the classes are this run's own, so nothing else is in them. Not `settled`: nobody waited until all was
-    stored, so what is not there may be on its way, and nothing is lost.
-    """
-    sent = {entry.event_id: entry for entry in entries}
-    counts: Counter[str] = Counter()
-    as_sent = Check("stored as sent, by SQL", 0, 0)
-    differing: set[str] = set()
-
-    def look(row: _Row) -> None:
-        event_id = row[0]
-        counts[event_id] += 1
-        entry = sent.get(event_id)
-        if entry is None:
-            return
-        as_sent.expected += 1
-        if differs := _differences(row, entry, person(entry.user)):
-            as_sent.blame([event_id])
-            differing.update(differs)
-        else:
-            as_sent.found += 1
-
-    try:
-        await _rows(dsn, sorted(classes), look)
-    except TransportError as error:
-        return [Check(STORED, 0, 0, note=f"cannot ask: {error}", faults=1)]
-    as_sent.note = f"differ in {', '.join(sorted(differing))}" if differing else ""
-    acknowledged = [entry.event_id for entry in entries if entry.state == ACKNOWLEDGED]
-    stored = Check(STORED, len(acknowledged), sum(1 for event_id in acknowledged if counts[event_id]))
-    if settled:
-        stored.blame(event_id for event_id in acknowledged if not counts[event_id])
-    elif stored.found < stored.expected:
-        stored.skipped, stored.note = True, f"{stored.expected - stored.found} not yet there, and not waited for"
-    once = Check("stored once, and nothing else, by SQL", 0, 0)
-    once.blame(event_id for event_id, rows in counts.items() if rows > 1 and event_id in sent)
-    once.blame(entry.event_id for entry in entries if entry.state == REFUSED and counts[entry.event_id])
-    if fresh:
-        once.blame(event_id for event_id in counts if event_id not in sent)
-    once.found = once.faults
-    return [stored, once, as_sent]
-
-
-# A stored event: its id, user, class, time (ms), whether it is a run of a cell, and whether it counts as failed.
-_Row: TypeAlias = tuple[str, str, str, int, bool, bool]
-# Of the contract's two tables of events. `execution_error` tells of a run, and is none.
-_EVENT: Final = "event_id, user_id, class_id, (extract(epoch FROM event_timestamp) * 1000)::bigint"
-_RUN: Final = "event_type = 'cell_executed', event_type = 'execution_error' OR coalesce(has_error, false)"
-_TABLES: Final = (("cell_executions", _RUN), ("activity_events", "false, false"))
-
-
-def _differences(row: _Row, entry: Entry, person: Person) -> list[str]:
-    """What of a row is not as the event was sent."""
-    _, user_id, class_id, at_ms, execution, failed = row
-    told = (user_id, class_id, at_ms, execution, failed)
-    sent = (person.user_id, person.class_id, entry.at_ms, entry.execution, entry.failed)
-    if told == sent:
-        return []
-    names = ("user", "class", "time", "type", "error")
-    return [name for name, here, there in zip(names, told, sent, strict=True) if here != there]
-
-
-async def _rows(dsn: str, classes: list[str], look: Callable[[_Row], None]) -> None:
-    """Show each row of an event in these classes; TransportError when nobody tells."""
-    # asyncpg is asyncio's; the loop lives as long as this question. What fails is told outside of it, not in a group.
-    cause: Exception | None = None
-    async with trio_asyncio.open_loop():
-        try:
-            with trio.fail_after(_SQL_S):
-                await trio_asyncio.aio_as_trio(_ask)(dsn, classes, look)
-                return
-        except trio.TooSlowError:
-            fault = f"no answer within {_SQL_S:.0f} s"
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError, OverflowError) as error:
-            fault, cause = f"{type(error).__name__}: {error}", error
-    raise TransportError(fault) from cause
-
-
-async def _ask(dsn: str, classes: list[str], look: Callable[[_Row], None]) -> None:
-    connection = await asyncpg.connect(dsn)
-    try:
-        await connection.execute("BEGIN READ ONLY")  # ends with the connection: a rollback would wait for the server
-        for table, run in _TABLES:
-            statement = f"SELECT {_EVENT}, {run} FROM {table} WHERE class_id = ANY($1)"  # noqa: S608 - our own words
-            cursor = await connection.cursor(statement, classes)
-            while rows := await cursor.fetch(_ROWS_AT_ONCE):  # of millions
-                for row in rows:
-                    look(tuple(row))
-    finally:
-        with suppress(TimeoutError):  # of a server that does not answer any more: the limit around it is used up
-            await connection.close(timeout=_CLOSE_S)
 
 
 async def by_api(
@@ -350,7 +185,7 @@ def _compare(events: list[Entry], executions: int, errors: int, check: Check, *,
     check.faults += faults
     check.astray += bool(faults)
     check.suspects += len(suspects)
-    room = _MOST_CANDIDATES - len(check.candidates)
+    room = MOST_CANDIDATES - len(check.candidates)
     check.candidates += [event.event_id for event in suspects[:room]]
 
 

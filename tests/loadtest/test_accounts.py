@@ -3,8 +3,8 @@
 import msgspec
 
 from loadtest.accounts import undrained
+from loadtest.check import Check
 from loadtest.ledger import Tally
-from loadtest.verification import Check
 
 
 def read_again(check):

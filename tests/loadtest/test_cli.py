@@ -11,6 +11,7 @@ import pytest
 
 from loadtest import cli, comparison, promises, recording, report, result, scenarios, target
 from loadtest.accounts import Accounts
+from loadtest.check import Check
 from loadtest.display import PlainDisplay, text
 from loadtest.durations import written
 from loadtest.errors import UsageError
@@ -24,7 +25,6 @@ from loadtest.plots import nice_steps
 from loadtest.progress import Progress
 from loadtest.runner import Course, Run
 from loadtest.target import Target
-from loadtest.verification import Check
 from tests.loadtest.conftest import RECORDINGS
 
 

@@ -1,0 +1,122 @@
+"""Rows against what was sent."""
+
+from contextlib import suppress
+from functools import partial
+
+import pytest
+import trio
+
+from loadtest import rows
+from loadtest.errors import LoadTestError, UsageError
+from loadtest.ledger import ACKNOWLEDGED
+from loadtest.users import Person
+from tests.loadtest.test_verification import events
+
+ANN = Person(0, "a", "ann", "Ann", "")
+
+
+def row(event_id, at_ms=0, *, user="ann", class_id="a", execution=True, failed=False):
+    return event_id, user, class_id, at_ms, execution, failed
+
+
+async def told(monkeypatch, given, stored, **how):
+    async def tell(dsn, classes, look):
+        for each in stored:
+            look(each)
+
+    monkeypatch.setattr(rows, "_rows", tell)
+    return await rows.by_sql("", given, lambda user: ANN, ["a"], **{"fresh": True} | how)
+
+
+async def test_what_is_not_there_yet_is_not_lost_where_nobody_waited_for_it(monkeypatch):
+    given = events(ACKNOWLEDGED, ACKNOWLEDGED, ACKNOWLEDGED)
+    stored, once, as_sent = await told(monkeypatch, given, [row("e1", 2), row("other")], settled=False)
+    assert (stored.skipped, stored.expected, stored.found) == (True, 3, 1)
+    assert stored.held
+    assert stored.note == "2 not yet there, and not waited for"
+    assert (once.event_ids, as_sent.event_ids) == (["other"], ["e1"])
+    stored, _, _ = await told(monkeypatch, given, [row("e0"), row("e1", 1), row("e2", 2)], settled=False)
+    assert (stored.skipped, stored.note, stored.found) == (False, "", 3)
+    stored, _, _ = await told(monkeypatch, given, [row("e1", 1)])
+    assert (stored.skipped, stored.event_ids) == (False, ["e0", "e2"])
+
+
+async def test_rows_of_events_that_nobody_sent_are_faults_where_the_class_is_the_runs_own(monkeypatch):
+    given = events(ACKNOWLEDGED, ACKNOWLEDGED)
+    stored = [row("e0"), row("e1", 1), row("other"), row("other")]
+    _, once, as_sent = await told(monkeypatch, given, stored)
+    assert once.event_ids == ["other"]
+    assert (as_sent.expected, as_sent.found, as_sent.held) == (2, 2, True)
+    _, once, _ = await told(monkeypatch, given, stored, fresh=False)
+    assert once.held  # somebody else's, who may send what they want
+    _, once, _ = await told(monkeypatch, given, [row("e0"), row("e0"), row("e1", 1)], fresh=False)
+    assert once.event_ids == ["e0"]
+
+
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [
+        (row("e1", 1, user="bob"), "user"),
+        (row("e1", 1, class_id="b"), "class"),
+        (row("e1", 2), "time"),
+        (row("e1", 1, execution=False), "type"),
+        (row("e1", 1, failed=True), "error"),
+        (row("e1", 7, user="bob"), "time, user"),
+    ],
+)
+async def test_a_row_that_is_not_as_the_event_was_sent_is_a_fault(monkeypatch, other, what):
+    stored, once, as_sent = await told(monkeypatch, events(ACKNOWLEDGED, ACKNOWLEDGED), [row("e0"), other])
+    assert stored.held
+    assert once.held
+    assert as_sent.event_ids == ["e1"]
+    assert (as_sent.expected, as_sent.found) == (2, 1)
+    assert as_sent.note == f"differ in {what}"
+
+
+@pytest.mark.parametrize(
+    ("dsn", "no_dsn"),
+    [
+        ("postgresql://u:s3cret@127.0.0.1:{port}/x", False),
+        ("postgresql://u:s3cret@127.0.0.1:99999/x", False),
+        ("postgresql://u:s3cret@127.0.0.1:abc/x", True),
+        ("postgresql://[::1", True),
+        ("postgresql://127.0.0.1:{port}/x?sslmode=bogus", True),
+        ("foo", True),
+    ],
+)
+async def test_a_database_that_cannot_be_asked_is_told_in_a_line(dsn, no_dsn, unused_port):
+    """Before the load, where it can still be mended; after it, as an account that is not held."""
+    dsn = dsn.format(port=unused_port)
+    with pytest.raises(LoadTestError, match="cannot ask for rows") as told:
+        await rows.can_ask(dsn)
+    assert isinstance(told.value, UsageError) == no_dsn
+    assert "\n" not in str(told.value)
+    assert "s3cret" not in str(told.value)
+    (check,) = await rows.by_sql(dsn, events(ACKNOWLEDGED), lambda user: ANN, ["a"], fresh=True)
+    assert not check.held
+    assert check.note.startswith("cannot ask: ")
+
+
+def message(kind, payload):
+    return kind + (len(payload) + 4).to_bytes(4, "big") + payload
+
+
+async def silent_database(stream):
+    """Lets in whoever comes, and says nothing any more."""
+    with suppress(trio.BrokenResourceError):
+        await stream.receive_some()  # whether there is TLS
+        await stream.send_all(b"N")
+        await stream.receive_some()
+        version = message(b"S", b"server_version\x0018.0\0")
+        await stream.send_all(message(b"R", bytes(4)) + version + message(b"Z", b"I"))
+        while await stream.receive_some():
+            pass
+
+
+async def test_a_database_that_says_nothing_is_given_up(monkeypatch, nursery):
+    monkeypatch.setattr(rows, "_SQL_S", 0.3)
+    (listener,) = await nursery.start(partial(trio.serve_tcp, silent_database, 0, host="127.0.0.1"))
+    dsn = f"postgresql://u:p@127.0.0.1:{listener.socket.getsockname()[1]}/x"
+    with trio.fail_after(10), pytest.raises(LoadTestError, match="no answer within"):
+        await rows.can_ask(dsn)
+    nursery.cancel_scope.cancel()
