@@ -5,12 +5,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from loadtest import notifications, rows, verification
-from loadtest.check import Check
+from loadtest.check import MOST_CANDIDATES, Check
 from loadtest.ledger import ACKNOWLEDGED, REFUSED, UNKNOWN, Entry, Tally
 from loadtest.notifications import News
 from loadtest.plan import Clock, Plan
 from loadtest.subscribers import Subscriber
 from loadtest.users import Person
+from loadtest.verification import AS_OVERVIEW, Shown
 from loadtest.workers import Worker, merged
 
 
@@ -40,8 +41,10 @@ class Accounts:
         }
 
 
-def gathered(plan: Plan, workers: Iterable[Worker], subscribers: Sequence[Subscriber], clock: Clock) -> Accounts:
-    """What workers and subscribers took down."""
+def gathered(
+    plan: Plan, workers: Iterable[Worker], subscribers: Sequence[Subscriber], shown: Shown | None, clock: Clock
+) -> Accounts:
+    """What workers and subscribers took down; `shown` is what they saw at the end, or nobody waited for it."""
     tally, entries = merged(workers)
     scenario = plan.scenario
     people = {user: scenario.person(user, plan.run, plan.class_id) for user in {entry.user for entry in entries}}
@@ -49,7 +52,13 @@ def gathered(plan: Plan, workers: Iterable[Worker], subscribers: Sequence[Subscr
         return Accounts(people, tally, entries, None, [])
     classes = {user: person.class_id for user, person in people.items()}
     news = notifications.reckon(subscribers, notifications.by_user(entries), classes, clock)
-    return Accounts(people, tally, entries, news, _delivery(news, len(subscribers)))
+    checks = [*_delivery(news, len(subscribers)), _nothing_else(subscribers, entries, fresh=plan.class_id is None)]
+    if shown is None:
+        checks.append(Check(AS_OVERVIEW, 0, 0, note="not waited for", skipped=True))
+    else:
+        _suspect(shown, {user: person.user_id for user, person in people.items()}, entries)
+        checks.append(shown.check)
+    return Accounts(people, tally, entries, news, checks)
 
 
 async def compare(books: Accounts, plan: Plan, *, dsn: str | None, settled: bool) -> None:
@@ -88,3 +97,30 @@ def _delivery(news: News, subscribers: int) -> list[Check]:
     deltas.blame(news.missing_deltas)
     alerts.note = deltas.note = f"{subscribers} subscribers"
     return [alerts, deltas]
+
+
+def _nothing_else(subscribers: Sequence[Subscriber], entries: Iterable[Entry], *, fresh: bool) -> Check:
+    """Alerts without a reason, users that are no students of the class (where that is the run's own), odd frames."""
+    check = Check("nothing else at any subscriber's socket", 0, 0)
+    check.blame(notifications.unfounded(subscribers, entries))
+    notes = [f"{check.faults} alerts without a reason"] * bool(check.faults)
+    strangers = {user_id for subscriber in subscribers for user_id in subscriber.strangers} if fresh else set()
+    if strangers:
+        check.faults += len(strangers)
+        notes.append(f"{len(strangers)} users who are no students of the class")
+    for why, times in sum((subscriber.misplaced for subscriber in subscribers), Counter()).items():
+        check.faults += times
+        notes.append(f"{times} times {why}")
+    check.note = ", ".join(notes)
+    return check
+
+
+def _suspect(shown: Shown, user_ids: dict[int, str], entries: Iterable[Entry]) -> None:
+    """Of each student who is shown otherwise the latest event: what it changed is not there, or something older is."""
+    latest: dict[int, Entry] = {}
+    for entry in entries:
+        if entry.state == ACKNOWLEDGED and user_ids[entry.user] in shown.students:
+            known = latest.get(entry.user)
+            latest[entry.user] = entry if known is None or known.at_ms < entry.at_ms else known
+    shown.check.suspects = len(latest)
+    shown.check.candidates = [entry.event_id for entry in latest.values()][:MOST_CANDIDATES]

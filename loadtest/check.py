@@ -13,7 +13,7 @@ MOST_CANDIDATES: Final = 1000
 class Check(msgspec.Struct):
     """One place. `event_ids` are those missing or too many; of `suspects` some are, nobody can say which.
 
-    `candidates` are the first of the suspects, `astray` the students or sessions whose counters differ.
+    `candidates` are the first of the suspects, `astray` the students or sessions that differ.
     """
 
     name: str

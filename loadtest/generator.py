@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from math import inf
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 import trio
@@ -222,6 +222,15 @@ class Generator:
         )
 
 
+class _End(NamedTuple):
+    """What became of an attempt: what was wrong with it, and whether the client would send `again`."""
+
+    fault: str | None
+    taken: bool = False
+    again: bool = False
+    unknown: bool = False  # it may have been taken
+
+
 class _Hand:
     """What one user does to its line, with the client's manner of sending again."""
 
@@ -267,35 +276,39 @@ class _Hand:
         doubtful = False  # an attempt of which nobody knows what became of it
         for pause_s in (*RETRY_AFTER_S, None):
             entry.state = UNKNOWN  # the run may end before an answer comes
-            fault, again, unknown = await self._attempt(body)
-            if fault is None:
+            end = await self._attempt(body, repeated=doubtful)
+            if end.fault is not None and not self.counted:
+                of.failed(due, end.fault)
+                self.counted = True
+            if end.taken:
                 if not self.counted:
                     of.succeeded(due)
                 of.acknowledged(entry, due)
                 break
-            if not self.counted:
-                of.failed(due, fault)
-                self.counted = True
-            doubtful = doubtful or unknown
+            doubtful = doubtful or end.unknown
             entry.state = UNKNOWN if doubtful else REFUSED
-            if not again or pause_s is None:
+            if not end.again or pause_s is None:
                 of.tally.given_up += 1
                 break
             of.tally.retries += 1
             await trio.sleep(pause_s)
         of.timed(due, of.tally.second(due).post)
 
-    async def _attempt(self, body: bytes) -> tuple[str | None, bool, bool]:
-        """What went wrong, or None; whether the client would send again; and whether the event may have been taken."""
+    async def _attempt(self, body: bytes, *, repeated: bool) -> _End:
+        """`repeated`: an attempt before this one may have been taken, so that this one is a duplicate."""
         try:
             answer = await self._line.post(EVENTS, body)
         except TransportError as error:
-            return str(error), True, True
+            return _End(str(error), again=True, unknown=True)
         if answer.status != 202:
             failed = answer.status >= 500
-            return f"HTTP {answer.status}", failed, failed and answer.status != 503
+            return _End(f"HTTP {answer.status}", again=failed, unknown=failed and answer.status != 503)
         try:
             receipt = _receipt(answer.body)
         except msgspec.DecodeError:
-            return "202 without a receipt", False, True
-        return (None, False, False) if receipt.accepted + receipt.duplicates == 1 else ("rejected", False, False)
+            return _End("202 without a receipt", unknown=True)
+        if receipt.accepted + receipt.duplicates != 1:
+            return _End("rejected")
+        # It says that it has the event, and is held to that.
+        odd = receipt.duplicates and not repeated
+        return _End("a duplicate at the first attempt" if odd else None, taken=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from loadtest.histograms import Histogram
-from loadtest.ledger import ACKNOWLEDGED, Entry
+from loadtest.ledger import ACKNOWLEDGED, REFUSED, Entry
 from loadtest.plan import Clock
 from loadtest.subscribers import Subscriber
 
@@ -114,6 +114,36 @@ def _deltas(
             if _listened(subscriber, entry, clock):
                 news.unseen += 1
                 missing[entry.event_id] = None
+
+
+def unfounded(subscribers: Iterable[Subscriber], entries: Iterable[Entry]) -> list[str]:
+    """Alerts that nothing was the reason for: the ids of events that they name, or kind and time where they name none.
+
+    Events that were refused are no reason, those of which nobody knows are.
+    """
+    told = {alert for subscriber in subscribers for alert in subscriber.alerts}
+    moments = {(user, at_ms) for user, _, at_ms in told}
+    events = {
+        (entry.user, entry.at_ms): entry
+        for entry in entries
+        if entry.state != REFUSED and (entry.user, entry.at_ms) in moments
+    }
+    found = []
+    for user, kind, at_ms in sorted(told):
+        entry = events.get((user, at_ms))
+        if entry is None:
+            found.append(f"{kind} of student {user} at {at_ms / 1000:.3f}")
+        elif not _founded(kind, entry):
+            found.append(entry.event_id)
+    return found
+
+
+def _founded(kind: str, entry: Entry) -> bool:
+    if kind in {"error", "stuck"}:
+        return entry.failed
+    if kind in {"help_requested", "help_resolved"}:  # of a call that is repeated only the first is said to raise one
+        return not entry.execution and entry.alert in {"", kind}
+    return True
 
 
 def _listened(subscriber: Subscriber, entry: Entry, clock: Clock) -> bool:

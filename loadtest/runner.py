@@ -32,6 +32,7 @@ from loadtest.pulse import pulse
 from loadtest.result import Result
 from loadtest.subscribers import Subscriber
 from loadtest.transports import LeanTransport
+from loadtest.verification import Shown
 from loadtest.workers import ChildWorker, OwnWorker, Worker, added
 
 # From the clock's start to the first step: the workers hear of it in time.
@@ -55,6 +56,7 @@ class Course:
     timer: Clock
     monitor: Monitor
     subscribers: list[Subscriber]
+    shown: Shown | None  # what these see at the end; None: nobody does, or nobody waited
     loaded_s: float  # without the grace at the load's end
     drain_s: float | None  # None: it did not come to be drained, or nobody waited
     cut_short: bool = False  # interrupted while it waited for the stores and the news
@@ -108,7 +110,7 @@ class Run:
             with stretched_limits(self._files):
                 course = await self._play(workers)
                 self.display.say("comparing with what was acknowledged")
-                books = accounts.gathered(plan, workers, course.subscribers, course.timer)
+                books = accounts.gathered(plan, workers, course.subscribers, course.shown, course.timer)
                 books.tally.merge(self.own)
                 with trio.CancelScope() as comparing, self.interrupts.stopping_by(comparing.cancel):
                     await accounts.compare(books, plan, dsn=self.dsn, settled=course.settled)
@@ -129,6 +131,7 @@ class Run:
         monitor = Monitor(plan.target, timer, pid)
         subscribers = self._subscribers(timer)
         drain_s: float | None = None
+        shown: Shown | None = None
         async with trio.open_nursery() as background:
             background.start_soon(monitor.run)
             for subscriber in subscribers:
@@ -154,8 +157,10 @@ class Run:
             with trio.CancelScope() as waiting, self.interrupts.stopping_by(waiting.cancel):
                 drain_s = await verification.drained(plan.target, self.drain_s)
                 await self._quiet(subscribers, timer)
+                if subscribers:
+                    shown = await verification.by_stream(plan.target, subscribers, fresh=plan.class_id is None)
             background.cancel_scope.cancel()
-        return Course(timer, monitor, subscribers, loaded_s, drain_s, waiting.cancelled_caught)
+        return Course(timer, monitor, subscribers, shown, loaded_s, drain_s, waiting.cancelled_caught)
 
     @property
     def _files(self) -> int:
@@ -271,6 +276,7 @@ class Run:
                 "connected": len(subscribers),
                 "frames": sum(each.frames for each in subscribers),
                 "cuts": sum(len(each.cuts) for each in subscribers),
+                "frames skipped": sum(each.skipped for each in subscribers),
                 "alerts repeated": sum(each.repeated for each in subscribers),
             },
         )

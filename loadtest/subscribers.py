@@ -4,6 +4,7 @@ What comes is noted, not judged: `notifications.py` compares it with what was se
 """
 
 from array import array
+from collections import Counter
 from datetime import datetime
 from functools import lru_cache
 from math import inf
@@ -17,6 +18,7 @@ from loadtest.histograms import Histogram
 from loadtest.plan import Clock
 from loadtest.stream import connect
 from loadtest.target import Target
+from loadtest.views import ClassChanges, ClassState, Step, View
 
 AGAIN_AFTER_S: Final = 0.25
 
@@ -30,30 +32,25 @@ class _Alert(msgspec.Struct, gc=False):
     at: datetime
 
 
-class _Patch(msgspec.Struct, gc=False):
-    last_activity: datetime | None = None
-
-
-class _Changes(msgspec.Struct, gc=False):
-    users: dict[str, _Patch | None] = {}
-
-
 class _Frame(msgspec.Struct, gc=False):
     type: str
+    epoch: str = ""
+    seq: int = 0
     message: str = ""  # of an error
     alerts: list[_Alert] = []
-    changes: _Changes | None = None
-    state: _Changes | None = None
+    changes: ClassChanges | None = None
+    state: ClassState | None = None
 
 
 _decode: Final = msgspec.json.Decoder(_Frame).decode
+_OF_TOPICS: Final = frozenset({"snapshot", "delta", "alerts"})
 
 
 class _Told(NamedTuple):
     """What a frame tells: alerts by id, kind, student and time, and each student's latest event. Times in ms."""
 
     fault: str | None
-    snapshot: bool
+    step: Step | None  # of the topic's view
     alerts: list[tuple[str, str, str, int]]
     users: list[tuple[str, int]]
 
@@ -62,17 +59,23 @@ class _Told(NamedTuple):
 @lru_cache(maxsize=16)
 def _read(text: bytes) -> _Told:
     frame = _decode(text)
-    patches = frame.changes or frame.state
+    body = frame.changes if frame.state is None else frame.state
+    users = {} if body is None else body.get("users", {})
     return _Told(
         frame.message if frame.type == "error" else None,
-        frame.type == "snapshot",
+        Step(frame.epoch, frame.seq, body, snapshot=frame.type == "snapshot") if frame.type in _OF_TOPICS else None,
         [(alert.id, alert.alert, alert.user_id, _milliseconds(alert.at)) for alert in frame.alerts],
         [
-            (user_id, _milliseconds(patch.last_activity))
-            for user_id, patch in (patches.users if patches else {}).items()
-            if patch is not None and patch.last_activity is not None
+            (user_id, _milliseconds(_time(user["last_activity"])))
+            for user_id, user in users.items()
+            if user is not None and user.get("last_activity") is not None
         ],
     )
+
+
+def _time(text: object) -> datetime:
+    """A time as JSON has it; msgspec.ValidationError when it is none."""
+    return msgspec.convert(text, datetime)
 
 
 def _milliseconds(when: datetime) -> int:
@@ -84,7 +87,7 @@ class Subscriber:
     """Follows one class; connects again when it is cut."""
 
     def __init__(self, target: Target, class_id: str, users: dict[str, int], clock: Clock) -> None:
-        """`users` gives the index of each student; others on the topic are not ours to note."""
+        """`users` gives the index of each student; of others on the topic only that they were told of is noted."""
         self.class_id = class_id
         # One row for each student that a frame told news of: whom, up to which event's time, when it came.
         self.seen_users: array[int] = array("i")
@@ -93,12 +96,16 @@ class Subscriber:
         self.alerts: dict[tuple[int, str, int], float] = {}  # by (user, kind, event's time in ms): when it came first
         self.repeated = 0  # alerts that came again
         self.doubled: set[tuple[int, str, int]] = set()  # those that came under another id too
+        self.strangers: set[str] = set()  # users on the topic who are none of `users`
+        self.view: View | None = None  # None: not subscribed
+        self.misplaced: Counter[str] = Counter()  # frames that cannot come where they came, by why
+        self.skipped = 0  # numbers of frames that did not come, as when several are made one
         self.frames = 0
         self.cuts: list[str] = []
         self.spans: list[list[float]] = []  # when it was subscribed: [since, until]
         self.recent = Histogram()  # of alerts, for the live table
         self._target = target
-        self._users = users
+        self.users = users
         self._clock = clock
         self._ids: set[str] = set()
         self.last_news_s = 0.0
@@ -118,6 +125,7 @@ class Subscriber:
                 if self._subscribed or not self.cuts:  # a daemon that is away is asked again and again: told once
                     self.cuts.append(str(error))
             finally:
+                self.view = None
                 if self._subscribed:
                     self.spans[-1][1] = self._clock.offset_s
             await trio.sleep(AGAIN_AFTER_S)
@@ -148,21 +156,34 @@ class Subscriber:
         if told.fault is not None:
             raise TransportError(told.fault)
         self.frames += 1
-        if told.snapshot:
-            if not self._subscribed:
-                self.spans.append([now, inf])
-            self.ready.set()
+        if told.step is not None:
+            self._show(told.step, now)
         for alert_id, kind, user_id, at_ms in told.alerts:
-            index = self._users.get(user_id)
-            if index is not None:
+            index = self.users.get(user_id)
+            if index is None:
+                self.strangers.add(user_id)
+            else:
                 self._take_alert(alert_id, (index, kind, at_ms), now)
         for user_id, at_ms in told.users:
-            index = self._users.get(user_id)
-            if index is not None:
+            index = self.users.get(user_id)
+            if index is None:
+                self.strangers.add(user_id)
+            else:
                 self.last_news_s = now
                 self.seen_users.append(index)
                 self.seen_at_ms.append(at_ms)
                 self.seen_offset_s.append(now)
+
+    def _show(self, step: Step, now: float) -> None:
+        if fault := step.fault(self.view):
+            self.misplaced[fault] += 1
+        elif self.view is not None and not step.snapshot:
+            self.skipped += step.seq - self.view.seq - 1
+        self.view = step.after(self.view)
+        if step.snapshot:
+            if not self._subscribed:
+                self.spans.append([now, inf])
+            self.ready.set()
 
     def _take_alert(self, alert_id: str, alert: tuple[int, str, int], now: float) -> None:
         self.last_news_s = now

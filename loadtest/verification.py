@@ -1,12 +1,12 @@
-"""After a run, through the API: whether everything that was acknowledged is counted in sessions and live state.
+"""After a run, through the API: whether sessions and live state count all that was acknowledged, and streams show it.
 
 Events of which nobody knows whether they were taken (an answer that never came) may be in it or not; refused ones
 must not be.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection
-from typing import Any, Final
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 import msgspec
@@ -15,9 +15,11 @@ import trio
 from loadtest.check import MOST_CANDIDATES, Check
 from loadtest.errors import TransportError
 from loadtest.ledger import ACKNOWLEDGED, REFUSED, Entry
+from loadtest.subscribers import Subscriber
 from loadtest.target import Target
 from loadtest.transports import LeanTransport, Line
 from loadtest.users import Person
+from loadtest.views import ClassState
 
 # Queries under way at once: enough to be quick, few enough not to be a load test of their own.
 _ASKERS: Final = 16
@@ -25,6 +27,10 @@ _PAGE: Final = 100
 # For all questions to the API together: a daemon that does not answer any more is not asked for hours.
 _API_S: Final = 300.0
 DRAIN_POLL_S: Final = 0.1
+# A view and the overview are not of the same moment: they are compared until they agree, or for so long.
+_AGREE_S: Final = 5.0
+_AGREE_POLL_S: Final = 0.2
+AS_OVERVIEW: Final = "as the overview, in every subscriber's view"
 
 
 async def drained(target: Target, within_s: float) -> float | None:
@@ -53,6 +59,83 @@ async def _lag(line: Line) -> int | None:
     return lag
 
 
+class Shown(NamedTuple):
+    """Whether subscribers see what the daemon would tell. `students` are those who look otherwise, as user ids."""
+
+    check: Check
+    students: set[str]
+
+
+class _Look(NamedTuple):
+    """One view beside the overview of its class, user by user: how many there are, who differs and in what."""
+
+    users: int
+    students: set[str]
+    fields: set[str]
+
+
+async def by_stream(target: Target, subscribers: Sequence[Subscriber], *, fresh: bool) -> Shown:
+    """Each subscriber's view against the overview of its class, once nothing is on its way any more.
+
+    `fresh`: the classes are this run's own; else only its students are compared, and not the summary.
+    """
+    looks: dict[Subscriber, _Look] = {}
+    pending = list(subscribers)
+    fault = ""
+    async with LeanTransport(target) as transport:
+        line = transport.line()
+        try:
+            with trio.move_on_after(_AGREE_S):
+                while pending:
+                    fault = ""
+                    try:
+                        classes = {each.class_id for each in pending}
+                        told = {class_id: await _overview(line, class_id) for class_id in classes}
+                        looks |= {each: _look(each, told[each.class_id], fresh=fresh) for each in pending}
+                        pending = [each for each in pending if looks[each].fields]
+                    except TransportError as error:
+                        fault = f"cannot ask: {error}"
+                    await trio.sleep(_AGREE_POLL_S if pending else 0)
+        finally:
+            await line.aclose()
+    students = set[str]().union(*(look.students for look in looks.values()))
+    fields = set[str]().union(*(look.fields for look in looks.values()))
+    users = sum(look.users for look in looks.values())
+    faults = sum(max(len(look.students), bool(look.fields)) for look in looks.values())
+    note = fault or f"differ in {', '.join(sorted(fields))}" * bool(fields)
+    unasked = len(subscribers) - len(looks)
+    return Shown(
+        Check(
+            AS_OVERVIEW,
+            users,
+            users - sum(len(look.students) for look in looks.values()),
+            astray=len(students),
+            note=note or f"{len(subscribers)} subscribers",
+            faults=faults + unasked,
+        ),
+        students,
+    )
+
+
+def _look(subscriber: Subscriber, told: ClassState, *, fresh: bool) -> _Look:
+    if subscriber.view is None:
+        return _Look(len(told["users"]), set(told["users"]), {"everything: no snapshot"})
+    state = subscriber.view.state
+    here, there = state.get("users", {}), told["users"]
+    both = {user_id for user_id in here.keys() | there.keys() if fresh or user_id in subscriber.users}
+    students = {user_id for user_id in both if here.get(user_id) != there.get(user_id)}
+    fields = set[str]()
+    for user_id in students:
+        one, other = here.get(user_id), there.get(user_id)
+        if one is None or other is None:
+            fields.add("who is there")
+        else:
+            fields |= {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
+    if fresh and state.get("summary") != told.get("summary"):
+        fields.add("summary")
+    return _Look(len(both), students, fields)
+
+
 async def by_api(
     target: Target, entries: Collection[Entry], person: Callable[[int], Person], *, fresh: bool
 ) -> list[Check]:
@@ -63,9 +146,12 @@ async def by_api(
     of_user: dict[int, list[Entry]] = defaultdict(list)
     for entry in entries:
         of_user[entry.user].append(entry)
+    of_class: dict[str, set[str]] = defaultdict(set)
+    for index in of_user:
+        of_class[person(index).class_id].add(person(index).user_id)
     sessions = Check("counted in sessions, by the API", 0, 0)
     live = Check("counted in the live state, by the API", 0, 0)
-    overviews: dict[str, Any] = {}
+    overviews: dict[str, dict[str, Any]] = {}
     pending = iter(list(of_user.items()))
 
     async def ask(transport: LeanTransport) -> None:
@@ -73,7 +159,7 @@ async def by_api(
         try:
             for index, events in pending:
                 await _compare_sessions(line, person(index), events, sessions)
-                state = overviews[person(index).class_id]
+                state = overviews.get(person(index).class_id)
                 if state is not None:
                     _compare_live(state.get(person(index).user_id), events, live)
         finally:
@@ -85,8 +171,7 @@ async def by_api(
     async with LeanTransport(target) as transport:
         with trio.move_on_after(_API_S) as patience:
             line = transport.line()
-            for class_id in {person(index).class_id for index in of_user}:
-                overviews[class_id] = await _overview(line, class_id, live) if fresh else None
+            overviews = await _live(line, of_class, live) if fresh else {}
             await line.aclose()
             async with trio.open_nursery() as nursery:
                 for _ in range(_ASKERS):
@@ -97,8 +182,24 @@ async def by_api(
                 check.note = f"not all were told within {_API_S:.0f} s"
     for check, whose in ((sessions, "sessions"), (live, "students")):
         if check.astray and not check.note:
-            check.note = f"{whose} with other executions or errors: {check.astray}"
+            check.note = f"{whose} that are not as sent: {check.astray}"
     return [sessions, live]
+
+
+async def _live(line: Line, students: dict[str, set[str]], check: Check) -> dict[str, dict[str, Any]]:
+    """The users of each class; those who are none of its students are faults."""
+    found: dict[str, dict[str, Any]] = {}
+    for class_id, own in students.items():
+        try:
+            found[class_id] = (await _overview(line, class_id))["users"]
+        except TransportError as error:
+            check.faults += 1
+            check.note = f"cannot ask: {error}"
+        else:
+            others = len(found[class_id].keys() - own)
+            check.faults += others
+            check.astray += others
+    return found
 
 
 async def _json(line: Line, path: str) -> Any:
@@ -112,13 +213,14 @@ async def _json(line: Line, path: str) -> Any:
         raise TransportError("not JSON") from error
 
 
-async def _overview(line: Line, class_id: str, check: Check) -> Any:
+async def _overview(line: Line, class_id: str) -> ClassState:
+    """The state of a class; TransportError when it is not told."""
+    answer = await _json(line, f"/api/v1/classes/{quote(class_id, safe='')}/overview")
     try:
-        return (await _json(line, f"/api/v1/classes/{quote(class_id, safe='')}/overview"))["state"]["users"]
-    except (TransportError, KeyError, TypeError) as error:
-        check.faults += 1
-        check.note = f"cannot ask: {error}"
-        return None
+        state = msgspec.convert(answer["state"], ClassState)
+        return {"users": state["users"], "summary": state["summary"]}
+    except (KeyError, TypeError, msgspec.ValidationError) as error:
+        raise TransportError("no overview") from error
 
 
 async def _compare_sessions(line: Line, person: Person, events: list[Entry], check: Check) -> None:
@@ -138,9 +240,10 @@ async def _compare_sessions(line: Line, person: Person, events: list[Entry], che
         of_session[event.session].append(event)
     if set(found) == {""}:  # this daemon does not name client sessions: compare the student's sum
         of_session = defaultdict(list, {"": events})
-    for name, own in of_session.items():
+    for name in of_session.keys() | found.keys():
+        own = of_session.get(name, [])  # none: nobody made this session
         executions, errors = found.get(name, [0, 0])
-        known = name in found or not any(event.state == ACKNOWLEDGED for event in own)
+        known = bool(own) and (name in found or not any(event.state == ACKNOWLEDGED for event in own))
         _compare(own, executions, errors, check, known=known)
 
 

@@ -1,9 +1,10 @@
-"""HTTP servers that do as a test says: one that is scripted, one that stands before a daemon and keeps an event."""
+"""HTTP servers that do as a test says: one that is scripted, some that stand before a daemon and change what passes."""
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import TypeVar
 
 import trio
 
@@ -61,53 +62,90 @@ async def serving(script: Callable[..., Awaitable[bytes | None]]) -> AsyncIterat
         nursery.cancel_scope.cancel()
 
 
-class Forgetful:
-    """Passes all on to a daemon, but answers 202 itself to the first POST that holds a failed run, once: it is lost."""
+class Proxy:
+    """Passes all on to a daemon and back."""
 
-    def __init__(self, port: int, after: int) -> None:
+    def __init__(self, port: int) -> None:
         self.url = ""
-        self.lost: str | None = None
         self._port = port
-        self._posts = 0
-        self._after = after
+
+    def own_answer(self, data: bytes) -> bytes | None:
+        """What the client is answered in the daemon's place, which then hears nothing of it."""
+        return None
+
+    def told(self, data: bytes, request: bytes) -> bytes:
+        """What of the daemon's words reaches the client; `request` is what the connection began with."""
+        return data
 
     async def serve(self, stream: trio.SocketStream) -> None:
         daemon = await trio.open_tcp_stream("127.0.0.1", self._port)
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._back, daemon, stream, nursery.cancel_scope)
-                while data := await stream.receive_some():
-                    if self._loses(data):
-                        await stream.send_all(answer())
-                    else:
-                        await daemon.send_all(data)
+                request = await stream.receive_some()
+                nursery.start_soon(self._back, daemon, stream, request, nursery.cancel_scope)
+                data = request
+                while data:
+                    own = self.own_answer(data)
+                    await (daemon.send_all(data) if own is None else stream.send_all(own))
+                    data = await stream.receive_some()
                 nursery.cancel_scope.cancel()
         except* trio.BrokenResourceError:
             pass
         finally:
             await trio.aclose_forcefully(daemon)
 
-    def _loses(self, data: bytes) -> bool:
-        # The lean transport sends a request whole, and loopback takes it whole.
-        if not data.startswith(b"POST ") or self.lost is not None:
-            return False
-        self._posts += 1
-        if self._posts <= self._after or b'"hasError":true' not in data:
-            return False
-        found = re.search(rb'"eventId":"([^"]+)"', data)
-        assert found is not None
-        self.lost = found[1].decode()
-        return True
-
-    async def _back(self, daemon: trio.SocketStream, stream: trio.SocketStream, scope: trio.CancelScope) -> None:
+    async def _back(
+        self, daemon: trio.SocketStream, stream: trio.SocketStream, request: bytes, scope: trio.CancelScope
+    ) -> None:
         while data := await daemon.receive_some():
-            await stream.send_all(data)
+            await stream.send_all(self.told(bytes(data), request))
         scope.cancel()
 
 
+class Forgetful(Proxy):
+    """Answers 202 itself to the first POST that holds a failed run, after so many others: that event is lost."""
+
+    def __init__(self, port: int, after: int) -> None:
+        super().__init__(port)
+        self.lost: str | None = None
+        self._posts = 0
+        self._after = after
+
+    def own_answer(self, data: bytes) -> bytes | None:
+        # The lean transport sends a request whole, and loopback takes it whole.
+        if not data.startswith(b"POST ") or self.lost is not None:
+            return None
+        self._posts += 1
+        if self._posts <= self._after or b'"hasError":true' not in data:
+            return None
+        found = re.search(rb'"eventId":"([^"]+)"', data)
+        assert found is not None
+        self.lost = found[1].decode()
+        return answer()
+
+
+class Forging(Proxy):
+    """Tells subscribers, and nobody else, something else of the same length in place of a text."""
+
+    def __init__(self, port: int, text: bytes, other: bytes) -> None:
+        assert len(text) == len(other)
+        super().__init__(port)
+        self.forged = 0
+        self._text, self._other = text, other
+
+    def told(self, data: bytes, request: bytes) -> bytes:
+        if b"Upgrade: websocket" not in request:
+            return data
+        self.forged += data.count(self._text)
+        return data.replace(self._text, self._other)
+
+
+P = TypeVar("P", bound=Proxy)
+
+
 @asynccontextmanager
-async def forgetting(port: int, after: int) -> AsyncIterator[Forgetful]:
-    proxy = Forgetful(port, after)
+async def standing_before(proxy: P) -> AsyncIterator[P]:
+    """Serves it."""
     async with trio.open_nursery() as nursery:
         (listener,) = await nursery.start(partial(trio.serve_tcp, proxy.serve, 0, host="127.0.0.1"))
         proxy.url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}"

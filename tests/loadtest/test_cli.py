@@ -447,7 +447,7 @@ TAKEN = [Entry("e", 0, 0, True, False, "", "s", ACKNOWLEDGED)]
 def concluded(tally, entries=()):
     """What a run says of what was counted, with no promise to judge."""
     plan = Plan("classroom-200", "abcd1234", "1", "http://127.0.0.1:1", None, 1, 1, 0, 1.0, ((0.0, 1.0), (1.0, 1.0)))
-    course = Course(clock(0), Monitor(plan.target, clock(0), None), [], 1.0, 0.1)
+    course = Course(clock(0), Monitor(plan.target, clock(0), None), [], None, 1.0, 0.1)
     run = Run(plan, PlainDisplay(io.StringIO()), promises=(), options={})
     return run._concluded(course, Accounts({}, tally, list(entries), None, []), None, "")
 

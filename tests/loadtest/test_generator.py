@@ -145,6 +145,26 @@ async def test_a_receipt_that_rejects_is_no_acknowledgement():
     assert {entry.state for entry in generator.entries} == {REFUSED}
 
 
+async def test_a_duplicate_of_what_was_never_sent_is_an_error_and_acknowledges_all_the_same():
+    """Only after an attempt that may have been taken is a duplicate what was to be expected."""
+    attempts = Counter()
+
+    async def script(number, head, body):
+        (event,) = json.loads(body)
+        attempts[event["eventId"]] += 1
+        if number % 2 and attempts[event["eventId"]] == 1:
+            return None
+        return answer(202, b'{"status":"received","accepted":0,"duplicates":1,"rejected":[]}')
+
+    async with serving(script) as peer:
+        generator = await play(plan(peer.url, students=4, events_per_s=20.0, corners=BRIEF))
+    tally = generator.tally
+    assert {entry.state for entry in generator.entries} == {ACKNOWLEDGED}
+    assert set(tally.kinds) == {"cut off", "a duplicate at the first attempt"}
+    assert tally.kinds["a duplicate at the first attempt"] == sum(times == 1 for times in attempts.values()) > 0
+    assert tally.errors == tally.requests == len(attempts)
+
+
 async def test_a_daemon_that_hangs_is_not_flattered_at_the_end():
     """What was due and never sent counts, with the time that it waited."""
 

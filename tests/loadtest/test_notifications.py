@@ -80,7 +80,7 @@ def test_what_is_missing_at_several_counts_for_each():
 
 def test_an_alert_that_comes_under_two_ids_came_twice():
     listening = subscriber([(0, 2, 2.1)])
-    listening._users = {"ann": 0}
+    listening.users = {"ann": 0}
     for alert_id, at_s in (("x", 1), ("x", 1), ("y", 2), ("z", 2)):
         at = datetime.fromtimestamp(CLOCK.wall_ms(at_s) / 1000, UTC).isoformat()
         alert = {"id": alert_id, "alert": "error", "user_id": "ann", "at": at}

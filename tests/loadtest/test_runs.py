@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import trio_asyncio
 from tests.e2e.daemon import REPOSITORY
 from tests.e2e.waiting import eventually
 from tests.loadtest.conftest import RECORDINGS, environment
-from tests.loadtest.peer import forgetting
+from tests.loadtest.peer import Forgetful, Forging, standing_before
 
 # This machine may be slow while other tests run: what is judged here is what was lost, never a time.
 NO_PROMISES = ("--slo", "")
@@ -79,6 +80,7 @@ def test_a_class_loses_nothing(command, tmp_path):
     assert account(found, "stored as sent")["found"] == acknowledged
     assert account(found, "alerts at every")["found"] > 200
     assert account(found, "shown in every")["found"] == 2 * acknowledged
+    assert account(found, "as the overview")["found"] > 200
     assert account(found, "counted in sessions")["found"] == account(found, "counted in the live")["found"] > 500
     assert found["figures"]["notify_p99"] >= found["figures"]["alert_p99"] > 0
     assert any(sample.get("commit_mean_s") for sample in found["samples"])
@@ -89,7 +91,7 @@ def test_a_class_loses_nothing(command, tmp_path):
 
 async def test_a_daemon_that_forgets_an_event_is_found_out(command, shared_daemon, shared_database, tmp_path):
     """It answered 202 to one failed run and kept nothing of it: each account names that event."""
-    async with forgetting(shared_daemon.port, after=40) as proxy:
+    async with standing_before(Forgetful(shared_daemon.port, after=40)) as proxy:
         load = ("--students", 20, "--rate", 40, "--duration", "4s", "--dsn", shared_database.dsn, *NO_PROMISES)
         done = await trio.to_thread.run_sync(
             lambda: command(
@@ -103,10 +105,27 @@ async def test_a_daemon_that_forgets_an_event_is_found_out(command, shared_daemo
     assert account(found, "alerts at every")["event_ids"] == [proxy.lost]
     assert proxy.lost in account(found, "counted in sessions")["candidates"]
     assert proxy.lost in account(found, "counted in the live")["candidates"]
-    assert account(found, "counted in sessions")["note"] == "sessions with other executions or errors: 1"
-    assert account(found, "counted in the live")["note"] == "students with other executions or errors: 1"
+    assert account(found, "counted in sessions")["note"] == "sessions that are not as sent: 1"
+    assert account(found, "counted in the live")["note"] == "students that are not as sent: 1"
     assert proxy.lost in done.stdout
     assert "BROKEN" in done.stdout
+
+
+async def test_a_view_that_is_not_what_the_daemon_knows_is_found_out(command, shared_daemon, tmp_path):
+    """A frame of the stream tells another name of one student."""
+    async with standing_before(Forging(shared_daemon.port, b'"Taro Yamada 7"', b'"Taro Yamada 8"')) as proxy:
+        load = ("--students", 20, "--rate", 40, "--duration", "4s", *NO_PROMISES, "--json", tmp_path / "a.json")
+        done = await trio.to_thread.run_sync(lambda: command("classroom-200", "--target", proxy.url, *load))
+    assert proxy.forged > 0
+    assert done.returncode == 1, done.stdout + done.stderr
+    found = json.loads((tmp_path / "a.json").read_text())
+    wrong = account(found, "as the overview")
+    subscribers = found["subscribers"]["connected"]
+    assert (wrong["faults"], wrong["astray"], wrong["note"]) == (subscribers, 1, "differ in user_name")
+    (candidate,) = wrong["candidates"]
+    assert re.search(r"-0*7-\d+$", candidate)
+    assert candidate in done.stdout
+    assert [check["name"] for check in found["checks"] if check["faults"]] == [wrong["name"]]
 
 
 def test_a_promise_that_breaks_is_exit_1(command, at):
