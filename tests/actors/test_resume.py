@@ -14,9 +14,9 @@ from actors.router import Router
 from actors.session import SessionActor, SessionContext
 from engine.dirty import DirtyUsers
 from engine.watermark import Watermark
+from loadtest.views import merged
 from tests.actors.world import IDLE_MS, LIMITS, RETIRE_MS, THRESHOLDS, Clock
 from tests.adapters.events import run
-from tests.e2e.merge_patch import merged
 from tests.engine.strategies import many
 
 USERS = ("ana", "__proto__", "constructor", "~1", "null", "a/b%", "users", "演習", " ")

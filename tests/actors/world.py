@@ -24,8 +24,8 @@ from engine.dirty import DirtyUsers
 from engine.session import UserState
 from engine.view import Thresholds
 from engine.watermark import Watermark
+from loadtest.views import merged
 from tests.adapters.events import NOW, Receipt
-from tests.e2e.merge_patch import merged
 from tests.engine.strategies import whole
 
 IDLE_MS = 1_800_000

@@ -8,7 +8,7 @@ import attrs
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
 
-from tests.e2e.merge_patch import merged
+from loadtest.views import merged
 
 STREAM = "/api/v1/stream"
 NUMBERED = {"snapshot", "delta", "alerts"}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from engine.cohort import Cohort
 from engine.delta import MAX_GONE, ClassView, Document, diff
 from engine.view import STATUSES, Thresholds, UserView, user_view
-from tests.e2e.merge_patch import merged
+from loadtest.views import merged
 from tests.engine.strategies import START, event_lists, many, state_of
 
 THRESHOLDS = Thresholds(180_000, 600_000, 3)
