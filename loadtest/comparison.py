@@ -37,6 +37,8 @@ def table(before: Result, after: Result) -> str:
     faults = [" ".join(fault[0] for fault in each.faults) or "none" for each in (before, after)]
     if faults[0] != faults[1]:
         differing.insert(0, f"faults: {faults[0]} before, {faults[1]} after")
+    promised = [{each.promise for each in run.judgements} for run in (before, after)]
+    differing += [f"promise {name}: in one of them only" for name in sorted(promised[0] ^ promised[1])]
     if before.scenario != after.scenario:
         differing.insert(0, f"scenario: {before.scenario} before, {after.scenario} after")
     lines += ["", f"before: {before.verdict}", f"after:  {after.verdict}"]

@@ -36,18 +36,29 @@ class Recorded:
     fields: dict[str, Any]
 
 
-def read(path: Path) -> list[Recorded]:
-    """The events of a recording, in the order they were sent; UsageError when there are none."""
+@dataclass(frozen=True)
+class Recording:
+    """What a file holds: events in the order they were sent, and how many POSTs were none of events."""
+
+    events: list[Recorded]
+    others: int
+
+
+def read(path: Path) -> Recording:
+    """A recording; UsageError when it holds no event."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: not a recording: {error}") from error
     events: list[Recorded] = []
+    others = 0
     for number, line in enumerate(text.splitlines(), 1):
         try:
-            events += _events(json.loads(line)) if line.strip() else []
+            found = _events(json.loads(line)) if line.strip() else None
         except (ValueError, TypeError, RecursionError, OverflowError) as error:
             raise UsageError(f"{path}: not a recording: line {number}: {_reason(error)}") from error
+        events += found or []
+        others += found == []
     seen: set[tuple[str, ...]] = set()
     kept: list[Recorded] = []
     for event in sorted(events, key=lambda event: event.at_s):
@@ -59,7 +70,7 @@ def read(path: Path) -> list[Recorded]:
     if not kept:
         raise UsageError(f"{path}: holds no event that the contract knows")
     first = kept[0].at_s
-    return [Recorded(event.at_s - first, event.fields) for event in kept]
+    return Recording([Recorded(event.at_s - first, event.fields) for event in kept], others)
 
 
 def _reason(error: Exception) -> str:
@@ -67,12 +78,12 @@ def _reason(error: Exception) -> str:
     return f"{error.msg}: column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
-def _events(line: Any) -> list[Recorded]:
-    """Those that a recorded request sent; ValueError or TypeError when it is none."""
+def _events(line: Any) -> list[Recorded] | None:
+    """Those that a recorded POST sent, None of another request; ValueError or TypeError when it is none."""
     if not isinstance(line, dict):
         raise TypeError("expected an object")
     if line.get("method") != "POST":
-        return []
+        return None
     t_ms, body = line.get("t_ms"), line.get("body", "")
     if not isinstance(t_ms, int | float) or isinstance(t_ms, bool) or not isfinite(t_ms):
         raise ValueError(f"t_ms: expected milliseconds, got {t_ms!r}")
@@ -138,13 +149,15 @@ def scenario_of(path: Path, speed: float) -> Scenario:
     if not 0.01 <= speed <= 1000:
         raise UsageError(f"speed: 0.01 to 1000, got {speed:g}")
     recording = read(path)
-    length_s = max(1.0, recording[-1].at_s / speed + 0.5)
+    events = recording.events
+    length_s = max(1.0, events[-1].at_s / speed + 0.5)
+    without = f", without {recording.others} requests that hold none" if recording.others else ""
 
     return Scenario(
         f"replay:{path}",
-        f"{len(recording)} recorded events at speed {speed:g}",
+        f"{len(events)} recorded events at speed {speed:g}{without}",
         students=1,
-        events_per_s=len(recording) / length_s,
+        events_per_s=len(events) / length_s,
         shape=Shape(((0.0, 1.0), (length_s, 1.0))),
-        mix=((partial(Player, recording=recording, speed=speed), 1.0),),
+        mix=((partial(Player, recording=events, speed=speed), 1.0),),
     )

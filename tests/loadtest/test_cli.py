@@ -249,7 +249,7 @@ def test_a_fault_has_a_time_and_a_length():
 
 
 def test_a_recording_is_played_in_its_order_and_without_the_repeats():
-    events = recording.read(RECORDINGS / "cell_monitor.jsonl")
+    events = recording.read(RECORDINGS / "cell_monitor.jsonl").events
     assert len(events) == 65
     assert [event.at_s for event in events] == sorted(event.at_s for event in events)
     scenario = scenarios.tuned(recording.scenario_of(RECORDINGS / "cell_monitor.jsonl", speed=10), students=3)
@@ -269,7 +269,7 @@ def test_a_recording_may_say_null_and_two_of_its_people_may_have_the_same_id(tmp
         for at, (user, name) in enumerate(sent)
     ]
     (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    assert [event.fields["userId"] for event in recording.read(tmp_path / "a.jsonl")] == [
+    assert [event.fields["userId"] for event in recording.read(tmp_path / "a.jsonl").events] == [
         "ann",
         "bob",
         "ann",
@@ -284,7 +284,10 @@ def test_a_recorded_body_may_have_an_event_a_line(tmp_path):
     lines = [json.dumps({"t_ms": at, "method": "POST", "body": body}) for at, body in enumerate(bodies)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     played = recording.read(tmp_path / "a.jsonl")
-    assert [event.fields["userId"] for event in played] == ["ann", "bob", "cid", "dan"]
+    assert [event.fields["userId"] for event in played.events] == ["ann", "bob", "cid", "dan"]
+    assert played.others == 2
+    says = recording.scenario_of(tmp_path / "a.jsonl", speed=2).says
+    assert says == "4 recorded events at speed 2, without 2 requests that hold none"
 
 
 def found(**changes):
@@ -376,6 +379,7 @@ def test_compare_says_what_changed_and_what_broke(tmp_path, capsys):
     assert "x 29" in text
     assert "worse" in text
     assert "broke: p99<100ms" in text
+    assert "differs: promise errors<0.1%: in one of them only" in text
     for name, each in (("a.json", before), ("b.json", after)):
         (tmp_path / name).write_bytes(result.packed(each))
     assert cli.main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 1
