@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 import msgspec
 import trio
 
+from loadtest import columns
 from loadtest.errors import TransportError
 from loadtest.histograms import Histogram
 from loadtest.ledger import ACKNOWLEDGED, REFUSED, UNKNOWN, Entry, Tally
@@ -219,6 +220,7 @@ class Generator:
             post.failed,
             post.alert,
             next((str(post.fields[key]) for key in _SESSIONS if post.fields.get(key) is not None), ""),
+            columns=columns.of_fields(post.fields),
         )
 
 

@@ -24,6 +24,7 @@ class Entry(msgspec.Struct, array_like=True, gc=False):
     session: str
     state: int = UNKNOWN
     answered_ms: int = 0  # when its acknowledgement came
+    columns: int = 0  # what its row has to hold, see `columns.py`
 
 
 class Second(msgspec.Struct):

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
+from loadtest.columns import EXECUTIONS, TYPES
 from loadtest.errors import UsageError
 from loadtest.scenarios import Scenario
 from loadtest.shapes import Shape
@@ -21,7 +22,6 @@ from loadtest.users import Person, Post, Steps, VirtualUser
 
 IDS: Final = ("eventId", "event_id", "id")
 USERS: Final = ("emailAddress", "userId", "user_id")
-TYPES: Final = ("eventType", "event_type", "event")
 CLASSES: Final = ("class_id", "classId")
 _encode: Final = msgspec.json.Encoder().encode
 # What the player sets itself.
@@ -139,7 +139,7 @@ class Player(VirtualUser):
         fields |= {"classId": self.person.class_id, "emailAddress": self.person.user_id}
         kind = next(recorded[key] for key in TYPES if isinstance(recorded.get(key), str))
         failed = bool(recorded.get("hasError", recorded.get("has_error", False)))
-        execution = kind in {"cell_executed", "cell_execution"}
+        execution = kind in EXECUTIONS
         error = kind == "execution_error" or (execution and failed)
         return Post(fields, "error" if error else "", execution, error)
 

@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import asyncpg
 import trio
 import trio_asyncio
 
+from loadtest import columns
 from loadtest.check import Check
 from loadtest.errors import LoadTestError, TransportError, UsageError
 from loadtest.ledger import ACKNOWLEDGED, REFUSED, Entry
@@ -85,23 +86,26 @@ async def by_sql(
     return [stored, once, as_sent]
 
 
-# A stored event: its id, user, class, time (ms), whether it is a run of a cell, and whether it counts as failed.
-_Row: TypeAlias = tuple[str, str, str, int, bool, bool]
-# Of the contract's two tables of events. `execution_error` tells of a run, and is none.
+# A stored event: its id, user, class and time (ms), and what `columns.of_row` takes.
+_Row: TypeAlias = tuple[Any, ...]
 _EVENT: Final = "event_id, user_id, class_id, (extract(epoch FROM event_timestamp) * 1000)::bigint"
-_RUN: Final = "event_type = 'cell_executed', event_type = 'execution_error' OR coalesce(has_error, false)"
-_TABLES: Final = (("cell_executions", _RUN), ("activity_events", "false, false"))
+# Of the contract's two tables of events.
+_TABLES: Final = {
+    "cell_executions": "event_type, notebook_path, cell_index, execution_duration_ms, has_error, error_message, "
+    "execution_count",
+    "activity_events": "event_type, notebook_path, null, null, null, null, null",
+}
 
 
 def _differences(row: _Row, entry: Entry, person: Person) -> list[str]:
     """What of a row is not as the event was sent."""
-    _, user_id, class_id, at_ms, execution, failed = row
-    told = (user_id, class_id, at_ms, execution, failed)
-    sent = (person.user_id, person.class_id, entry.at_ms, entry.execution, entry.failed)
+    _, user_id, class_id, at_ms, *fields = row
+    told = (user_id, class_id, at_ms, columns.of_row(fields))
+    sent = (person.user_id, person.class_id, entry.at_ms, entry.columns)
     if told == sent:
         return []
-    names = ("user", "class", "time", "type", "error")
-    return [name for name, here, there in zip(names, told, sent, strict=True) if here != there]
+    who_and_when = zip(("user", "class", "time"), told, sent, strict=False)
+    return [name for name, here, there in who_and_when if here != there] + columns.differences(told[3], sent[3])
 
 
 async def _rows(dsn: str, classes: list[str], look: Callable[[_Row], None]) -> None:
@@ -110,8 +114,14 @@ async def _rows(dsn: str, classes: list[str], look: Callable[[_Row], None]) -> N
     cause: Exception | None = None
     async with trio_asyncio.open_loop():
         try:
-            with trio.fail_after(_SQL_S):
-                await trio_asyncio.aio_as_trio(_ask)(dsn, classes, look)
+            with trio.fail_after(_SQL_S) as patience:
+
+                def told(rows: list[asyncpg.Record]) -> None:
+                    for row in rows:
+                        look(tuple(row))
+                    patience.deadline = trio.current_time() + _SQL_S  # for each answer, not for millions of rows
+
+                await trio_asyncio.aio_as_trio(_ask)(dsn, classes, told)
                 return
         except trio.TooSlowError:
             fault = f"no answer within {_SQL_S:.0f} s"
@@ -120,16 +130,15 @@ async def _rows(dsn: str, classes: list[str], look: Callable[[_Row], None]) -> N
     raise TransportError(fault) from cause
 
 
-async def _ask(dsn: str, classes: list[str], look: Callable[[_Row], None]) -> None:
+async def _ask(dsn: str, classes: list[str], told: Callable[[list[asyncpg.Record]], None]) -> None:
     connection = await asyncpg.connect(dsn)
     try:
         await connection.execute("BEGIN READ ONLY")  # ends with the connection: a rollback would wait for the server
-        for table, run in _TABLES:
-            statement = f"SELECT {_EVENT}, {run} FROM {table} WHERE class_id = ANY($1)"  # noqa: S608 - our own words
+        for table, fields in _TABLES.items():
+            statement = f"SELECT {_EVENT}, {fields} FROM {table} WHERE class_id = ANY($1)"  # noqa: S608 - our own words
             cursor = await connection.cursor(statement, classes)
             while rows := await cursor.fetch(_ROWS_AT_ONCE):  # of millions
-                for row in rows:
-                    look(tuple(row))
+                told(rows)
     finally:
         with suppress(TimeoutError):  # of a server that does not answer any more: the limit around it is used up
             await connection.close(timeout=_CLOSE_S)

@@ -6,7 +6,8 @@ from functools import partial
 import pytest
 import trio
 
-from loadtest import rows
+from loadtest import columns, rows
+from loadtest.columns import NAMES
 from loadtest.errors import LoadTestError, UsageError
 from loadtest.ledger import ACKNOWLEDGED
 from loadtest.users import Person
@@ -15,8 +16,22 @@ from tests.loadtest.test_verification import events
 ANN = Person(0, "a", "ann", "Ann", "")
 
 
-def row(event_id, at_ms=0, *, user="ann", class_id="a", execution=True, failed=False):
-    return event_id, user, class_id, at_ms, execution, failed
+RUN = {"eventType": "cell_executed", "notebookPath": "a.ipynb", "cellIndex": 3, "executionDurationMs": 5}
+FAILED = RUN | {"hasError": True, "errorMessage": "KeyError: 1", "executionCount": 2}
+VALUES = ("cell_executed", "a.ipynb", 3, 5.0, True, "KeyError: 1", 2)
+
+
+def row(event_id, at_ms=0, *, user="ann", class_id="a", **other):
+    """As `sent` was posted, but for what is other."""
+    return event_id, user, class_id, at_ms, *(other.get(name, value) for name, value in zip(NAMES, VALUES, strict=True))
+
+
+def sent(*states):
+    """Failed runs."""
+    given = events(*states)
+    for entry in given:
+        entry.columns = columns.of_fields(FAILED)
+    return given
 
 
 async def told(monkeypatch, given, stored, **how):
@@ -29,7 +44,7 @@ async def told(monkeypatch, given, stored, **how):
 
 
 async def test_what_is_not_there_yet_is_not_lost_where_nobody_waited_for_it(monkeypatch):
-    given = events(ACKNOWLEDGED, ACKNOWLEDGED, ACKNOWLEDGED)
+    given = sent(ACKNOWLEDGED, ACKNOWLEDGED, ACKNOWLEDGED)
     stored, once, as_sent = await told(monkeypatch, given, [row("e1", 2), row("other")], settled=False)
     assert (stored.skipped, stored.expected, stored.found) == (True, 3, 1)
     assert stored.held
@@ -42,7 +57,7 @@ async def test_what_is_not_there_yet_is_not_lost_where_nobody_waited_for_it(monk
 
 
 async def test_rows_of_events_that_nobody_sent_are_faults_where_the_class_is_the_runs_own(monkeypatch):
-    given = events(ACKNOWLEDGED, ACKNOWLEDGED)
+    given = sent(ACKNOWLEDGED, ACKNOWLEDGED)
     stored = [row("e0"), row("e1", 1), row("other"), row("other")]
     _, once, as_sent = await told(monkeypatch, given, stored)
     assert once.event_ids == ["other"]
@@ -59,13 +74,19 @@ async def test_rows_of_events_that_nobody_sent_are_faults_where_the_class_is_the
         (row("e1", 1, user="bob"), "user"),
         (row("e1", 1, class_id="b"), "class"),
         (row("e1", 2), "time"),
-        (row("e1", 1, execution=False), "type"),
-        (row("e1", 1, failed=True), "error"),
-        (row("e1", 7, user="bob"), "time, user"),
+        (row("e1", 1, type="execution_error"), "type"),
+        (row("e1", 1, notebook="b.ipynb"), "notebook"),
+        (row("e1", 1, cell=2), "cell"),
+        (row("e1", 1, duration=5.5), "duration"),
+        (row("e1", 1, duration=None), "duration"),
+        (row("e1", 1, error=None), "error"),
+        (row("e1", 1, message="KeyError: 2"), "message"),
+        (row("e1", 1, count=None), "count"),
+        (row("e1", 7, user="bob", cell=4, type="seen"), "cell, count, duration, error, message, time, type, user"),
     ],
 )
 async def test_a_row_that_is_not_as_the_event_was_sent_is_a_fault(monkeypatch, other, what):
-    stored, once, as_sent = await told(monkeypatch, events(ACKNOWLEDGED, ACKNOWLEDGED), [row("e0"), other])
+    stored, once, as_sent = await told(monkeypatch, sent(ACKNOWLEDGED, ACKNOWLEDGED), [row("e0"), other])
     assert stored.held
     assert once.held
     assert as_sent.event_ids == ["e1"]
