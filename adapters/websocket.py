@@ -1,5 +1,6 @@
 """The live stream over WebSocket, on trio-websocket."""
 
+import os
 from collections.abc import Collection
 from contextlib import suppress
 from typing import Any, Final
@@ -9,6 +10,8 @@ import msgspec
 import structlog
 import trio
 from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection, wrap_server_stream
+from wsproto.connection import Connection, ConnectionType
+from wsproto.events import TextMessage
 from wsproto.frame_protocol import CloseReason
 
 from adapters.http.messages import Request
@@ -42,6 +45,8 @@ _HEAD: Final = (
 _encode: Final = msgspec.json.Encoder().encode
 _convert: Final = msgspec.convert
 _decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
+# A server's frames are not masked and without extensions have no state: they are the same on every connection.
+_framing: Final = Connection(ConnectionType.SERVER)
 log = structlog.get_logger("stream")
 
 
@@ -72,6 +77,7 @@ class StreamEndpoint:
         self._heartbeat_s = heartbeat_s
         self._register = register
         self._open: dict[WebSocketConnection, Outbox] = {}
+        self._text, self._frame = "", b""  # the last one that was written at once: all who listen get the same
         self._conflated = 0  # by subscribers that are gone
         self._closing = False
 
@@ -138,7 +144,7 @@ class StreamEndpoint:
         try:
             async with trio.open_nursery() as tasks:
                 tasks.start_soon(self._heartbeat, socket, replay, key, tasks.cancel_scope)
-                tasks.start_soon(self._send_frames, socket, outbox)
+                tasks.start_soon(self._send_frames, socket, replay, outbox, tasks)
                 tasks.start_soon(_refuse_endless, socket, replay, tasks.cancel_scope)
                 await _receive(socket, replay, outbox)
                 tasks.cancel_scope.cancel()
@@ -149,18 +155,42 @@ class StreamEndpoint:
             outbox.close()
             self._conflated += outbox.conflated
 
-    async def _send_frames(self, socket: WebSocketConnection, outbox: Outbox) -> None:
+    async def _send_frames(
+        self, socket: WebSocketConnection, replay: "_ReplayStream", outbox: Outbox, tasks: trio.Nursery
+    ) -> None:
+        def write(text: str, received_at: int) -> bool:
+            if socket.closed is not None or not replay.write(self._framed(text)):
+                return False
+            if replay.rest:
+                tasks.start_soon(self._send_rest, replay, received_at)
+            else:
+                self._observe(received_at)
+            return True
+
+        outbox.write_through(write)
         with suppress(ConnectionClosed):
             try:
                 while True:
                     frame = await outbox.next_frame()
                     received_at = outbox.received_at
                     await socket.send_message(frame)
-                    if received_at:
-                        self.notify_times.observe(max(0, self._clock() - received_at) / 1000)
+                    self._observe(received_at)
             except OverloadedError as fault:
                 log.info("subscriber is too slow; closing", reason=str(fault))
                 await _close(socket, CloseReason.TRY_AGAIN_LATER, "too slow: alerts were lost; connect again")
+
+    async def _send_rest(self, replay: "_ReplayStream", received_at: int) -> None:
+        await replay.send_rest()
+        self._observe(received_at)
+
+    def _framed(self, text: str) -> bytes:
+        if text is not self._text:
+            self._text, self._frame = text, _framing.send(TextMessage(text))
+        return self._frame
+
+    def _observe(self, received_at: int) -> None:
+        if received_at:
+            self.notify_times.observe(max(0, self._clock() - received_at) / 1000)
 
     def _enter(self, key: str) -> None:
         """Say that a subscriber is there now; without another word it counts as gone after three heartbeats."""
@@ -273,7 +303,7 @@ def _handshake(request: Request) -> bytes:
 
 
 class _ReplayStream(trio.abc.Stream):
-    """A stream whose first bytes were read already.
+    """A stream whose first bytes were read already, and that takes whole frames beside trio-websocket.
 
     The head goes first, alone: a frame that came in the head's segment is lost when trio-websocket reads it with the
     head (lost 40 of 40), so everything after it is withheld until `release`.
@@ -286,6 +316,8 @@ class _ReplayStream(trio.abc.Stream):
         self._released = trio.Event()
         self.incomplete = 0  # bytes since the last whole message
         self.endless = trio.Event()  # they are too many
+        self.rest = memoryview(b"")  # of a frame that was written in part
+        self._sending = trio.Lock()
         self.socket = stream.socket  # trio-websocket asks it for the addresses
 
     def release(self) -> None:
@@ -310,7 +342,30 @@ class _ReplayStream(trio.abc.Stream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """See `trio.abc.SendStream`."""
-        await self._stream.send_all(data)
+        async with self._sending:
+            await self._send_rest()
+            await self._stream.send_all(data)
+
+    def write(self, frame: bytes) -> bool:
+        """Write a frame now, its `rest` is to be sent. False where it would have to wait, or nobody is there."""
+        if self.rest or self._sending.locked():
+            return False
+        try:
+            written = os.write(self.socket.fileno(), frame)
+        except OSError:  # no room, or whoever sends next learns what it is
+            return False
+        self.rest = memoryview(frame)[written:]
+        return True
+
+    async def send_rest(self) -> None:
+        """Send what `write` has left."""
+        async with self._sending:
+            await self._send_rest()
+
+    async def _send_rest(self) -> None:
+        if self.rest:
+            await self._stream.send_all(self.rest)
+            self.rest = memoryview(b"")
 
     async def wait_send_all_might_not_block(self) -> None:
         """See `trio.abc.SendStream`."""

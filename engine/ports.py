@@ -281,6 +281,12 @@ class Outbox(Protocol):
     async def next_frame(self) -> str:
         """Wait for the next frame to send, as JSON text. Raises OverloadedError when alerts are lost by now."""
 
+    def write_through(self, write: Callable[[str, int], bool]) -> None:
+        """Give a frame to ``write`` in place of who waits in `next_frame`: its text, and what is then `received_at`.
+
+        ``write`` never waits, and says whether it took the frame: if not, `next_frame` gives it.
+        """
+
     def close(self) -> None:
         """Forget every subscription."""
 

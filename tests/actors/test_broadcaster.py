@@ -283,6 +283,61 @@ async def test_a_reader_that_waits_is_woken(autojump_clock):
         nursery.cancel_scope.cancel()
 
 
+async def test_who_waits_has_a_frame_written_at_once_and_what_cannot_be_written_is_queued(autojump_clock):
+    """Nothing overtakes what is queued, and who falls behind then catches up from what was written last."""
+    topics = Topics()
+    outbox = topics.outbox()
+    taken, written, room = [], [], [True]
+
+    def write(text, received_at):
+        if room[0]:
+            written.append((text, received_at))
+        return room[0]
+
+    async def read():
+        while True:
+            taken.append(await outbox.next_frame())
+
+    outbox.write_through(write)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        outbox.subscribe("a")
+        outbox.offer("a", Frame(1, "the beginning holds it"))
+        await trio.testing.wait_all_tasks_blocked()
+        outbox.offer("a", Frame(2, "a2", received_at=7))
+        outbox.offer("a", Frame(3, "a3"))
+        assert written == [("a2", 7), ("a3", 0)]
+        room[0] = False
+        outbox.offer("a", Frame(4, "a4"))
+        room[0] = True
+        outbox.offer("a", Frame(5, "a5"))
+        await trio.testing.wait_all_tasks_blocked()
+        outbox.offer("a", Frame(6, "a6"))
+        assert written[2:] == [("a6", 0)]
+        room[0] = False
+        for number in range(7, 17):
+            outbox.offer("a", Frame(number, f"a{number}"))
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert taken == ["a begins", "a4", "a5", "a caught up", "alerts of a"]
+    assert topics.made[-1] == ("catch up", "a", 6)
+
+
+async def test_a_reader_that_left_is_not_written_to():
+    outbox = Topics().outbox()
+    written = []
+    outbox.write_through(lambda text, received_at: written.append(text) or True)
+    outbox.subscribe("a")
+    await outbox.next_frame()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(outbox.next_frame)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    outbox.offer("a", Frame(2, "a2"))
+    assert written == []
+
+
 def test_a_closed_outbox_leaves_every_topic():
     topics = Topics()
     outbox = topics.outbox()

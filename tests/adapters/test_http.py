@@ -80,6 +80,9 @@ class Outbox:
     async def next_frame(self):
         return await self._receive.receive()
 
+    def write_through(self, write):
+        pass
+
     def close(self):
         self._send.close()
         self._receive.close()
