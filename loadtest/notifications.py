@@ -98,7 +98,11 @@ def _deltas(
     news: News, subscriber: Subscriber, events: dict[int, list[Entry]], clock: Clock, missing: dict[str, None]
 ) -> None:
     told = dict.fromkeys(events, 0)  # how many of each student's events are told
-    rows = zip(subscriber.seen_users, subscriber.seen_at_ms, subscriber.seen_offset_s, strict=True)
+    rows = (
+        (user, at_ms, came)
+        for seen, came in zip(subscriber.seen, subscriber.seen_offset_s, strict=True)
+        for user, at_ms in zip(seen.users, seen.at_ms, strict=True)
+    )
     for user, at_ms, came in rows:
         entries = events.get(user)
         if entries is None:

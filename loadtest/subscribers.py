@@ -46,13 +46,45 @@ _decode: Final = msgspec.json.Decoder(_Frame).decode
 _OF_TOPICS: Final = frozenset({"snapshot", "delta", "alerts"})
 
 
-class _Told(NamedTuple):
+class Rows(NamedTuple):
+    """What a frame tells of students, one row for each: who, and the time in ms of the latest event."""
+
+    users: "array[int]"
+    at_ms: "array[int]"
+    strangers: frozenset[str]  # those who are none of the students
+
+
+class _Told:
     """What a frame tells: alerts by id, kind, student and time, and each student's latest event. Times in ms."""
 
-    fault: str | None
-    step: Step | None  # of the topic's view
-    alerts: list[tuple[str, str, str, int]]
-    users: list[tuple[str, int]]
+    __slots__ = ("_among", "_rows", "_users", "alerts", "fault", "step")
+
+    def __init__(
+        self,
+        fault: str | None,
+        step: Step | None,
+        alerts: list[tuple[str, str, str, int]],
+        users: list[tuple[str, int]],
+    ) -> None:
+        """`step` is that of the topic's view, where it is a frame of a topic."""
+        self.fault = fault
+        self.step = step
+        self.alerts = alerts
+        self._users = users
+        self._among: dict[str, int] | None = None
+        self._rows = Rows(array("i"), array("q"), frozenset())
+
+    def rows(self, students: dict[str, int]) -> Rows:
+        """By the students' indices: made once for all who follow their class."""
+        if students is not self._among:
+            known = [(students[user_id], at_ms) for user_id, at_ms in self._users if user_id in students]
+            self._rows = Rows(
+                array("i", (index for index, _ in known)),
+                array("q", (at_ms for _, at_ms in known)),
+                frozenset(user_id for user_id, _ in self._users if user_id not in students),
+            )
+            self._among = students
+        return self._rows
 
 
 # All subscribers of a class get the same text within a moment: read once, a hundred of them cost little more than one.
@@ -89,9 +121,8 @@ class Subscriber:
     def __init__(self, target: Target, class_id: str, users: dict[str, int], clock: Clock) -> None:
         """`users` gives the index of each student; of others on the topic only that they were told of is noted."""
         self.class_id = class_id
-        # One row for each student that a frame told news of: whom, up to which event's time, when it came.
-        self.seen_users: array[int] = array("i")
-        self.seen_at_ms: array[int] = array("q")
+        # Frames that told news of students, and when each came. All who follow the class share the rows.
+        self.seen: list[Rows] = []
         self.seen_offset_s: array[float] = array("d")
         self.alerts: dict[tuple[int, str, int], float] = {}  # by (user, kind, event's time in ms): when it came first
         self.repeated = 0  # alerts that came again
@@ -164,15 +195,13 @@ class Subscriber:
                 self.strangers.add(user_id)
             else:
                 self._take_alert(alert_id, (index, kind, at_ms), now)
-        for user_id, at_ms in told.users:
-            index = self.users.get(user_id)
-            if index is None:
-                self.strangers.add(user_id)
-            else:
-                self.last_news_s = now
-                self.seen_users.append(index)
-                self.seen_at_ms.append(at_ms)
-                self.seen_offset_s.append(now)
+        rows = told.rows(self.users)
+        if rows.strangers:
+            self.strangers |= rows.strangers
+        if rows.users:
+            self.last_news_s = now
+            self.seen.append(rows)
+            self.seen_offset_s.append(now)
 
     def _show(self, step: Step, now: float) -> None:
         if fault := step.fault(self.view):

@@ -1,5 +1,6 @@
 """When news came, and what did not come."""
 
+from array import array
 from datetime import UTC, datetime
 from math import inf
 
@@ -10,7 +11,7 @@ import trio
 from loadtest import notifications
 from loadtest.ledger import ACKNOWLEDGED, UNKNOWN, Entry
 from loadtest.plan import Clock
-from loadtest.subscribers import Subscriber, _read
+from loadtest.subscribers import Rows, Subscriber, _read
 from loadtest.target import Target
 
 CLOCK = Clock(began=0.0, epoch_s=1_700_000_000.0)
@@ -25,8 +26,7 @@ def entry(name, at_s, *, user=0, alert="", state=ACKNOWLEDGED):
 def subscriber(sightings=(), alerts=(), spans=((0.0, 100.0),), class_id="a"):
     found = Subscriber(Target("http://127.0.0.1:1"), class_id, {}, CLOCK)
     for user, at_s, came_s in sightings:
-        found.seen_users.append(user)
-        found.seen_at_ms.append(CLOCK.wall_ms(at_s))
+        found.seen.append(Rows(array("i", [user]), array("q", [CLOCK.wall_ms(at_s)]), frozenset()))
         found.seen_offset_s.append(came_s)
     found.alerts = {(user, kind, CLOCK.wall_ms(at_s)): came_s for user, kind, at_s, came_s in alerts}
     found.spans = [list(span) for span in spans]
