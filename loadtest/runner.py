@@ -18,7 +18,7 @@ from loadtest import result as results
 from loadtest.accounts import Accounts
 from loadtest.errors import CannotTryError, LoadTestError, TransportError
 from loadtest.faults import Fault
-from loadtest.generator import Tick
+from loadtest.generator import Tick, collecting_rarely
 from loadtest.histograms import Histogram
 from loadtest.interrupts import Interrupts
 from loadtest.ledger import Tally
@@ -107,7 +107,7 @@ class Run:
             else [ChildWorker(plan, share, self.workers) for share in range(self.workers)]
         )
         try:
-            with stretched_limits(self._files):
+            with stretched_limits(self._files), collecting_rarely():
                 course = await self._play(workers)
                 self.display.say("comparing with what was acknowledged")
                 books = accounts.gathered(plan, workers, course.subscribers, course.shown, course.timer)

@@ -47,17 +47,18 @@ _OF_TOPICS: Final = frozenset({"snapshot", "delta", "alerts"})
 
 
 class Rows(NamedTuple):
-    """What a frame tells of students, one row for each: who, and the time in ms of the latest event."""
+    """What a frame tells of students: one row for each with who, and the time in ms of the latest event; and alerts."""
 
     users: "array[int]"
     at_ms: "array[int]"
+    alerts: list[tuple[str, tuple[int, str, int]]]  # id, and whom it is about, kind, event's time in ms
     strangers: frozenset[str]  # those who are none of the students
 
 
 class _Told:
     """What a frame tells: alerts by id, kind, student and time, and each student's latest event. Times in ms."""
 
-    __slots__ = ("_among", "_rows", "_users", "alerts", "fault", "step")
+    __slots__ = ("_alerts", "_among", "_rows", "_users", "fault", "step")
 
     def __init__(
         self,
@@ -69,26 +70,33 @@ class _Told:
         """`step` is that of the topic's view, where it is a frame of a topic."""
         self.fault = fault
         self.step = step
-        self.alerts = alerts
+        self._alerts = alerts
         self._users = users
         self._among: dict[str, int] | None = None
-        self._rows = Rows(array("i"), array("q"), frozenset())
+        self._rows = Rows(array("i"), array("q"), [], frozenset())
 
     def rows(self, students: dict[str, int]) -> Rows:
         """By the students' indices: made once for all who follow their class."""
         if students is not self._among:
             known = [(students[user_id], at_ms) for user_id, at_ms in self._users if user_id in students]
+            told_of = {user_id for user_id, _ in self._users}.union(user_id for _, _, user_id, _ in self._alerts)
             self._rows = Rows(
                 array("i", (index for index, _ in known)),
                 array("q", (at_ms for _, at_ms in known)),
-                frozenset(user_id for user_id, _ in self._users if user_id not in students),
+                [
+                    (alert_id, (students[user_id], kind, at_ms))
+                    for alert_id, kind, user_id, at_ms in self._alerts
+                    if user_id in students
+                ],
+                frozenset(told_of - students.keys()),
             )
             self._among = students
         return self._rows
 
 
 # All subscribers of a class get the same text within a moment: read once, a hundred of them cost little more than one.
-@lru_cache(maxsize=16)
+# As many as come within a second: of a thousand some are behind.
+@lru_cache(maxsize=64)
 def _read(text: bytes) -> _Told:
     frame = _decode(text)
     body = frame.changes if frame.state is None else frame.state
@@ -189,13 +197,9 @@ class Subscriber:
         self.frames += 1
         if told.step is not None:
             self._show(told.step, now)
-        for alert_id, kind, user_id, at_ms in told.alerts:
-            index = self.users.get(user_id)
-            if index is None:
-                self.strangers.add(user_id)
-            else:
-                self._take_alert(alert_id, (index, kind, at_ms), now)
         rows = told.rows(self.users)
+        for alert_id, alert in rows.alerts:
+            self._take_alert(alert_id, alert, now)
         if rows.strangers:
             self.strangers |= rows.strangers
         if rows.users:

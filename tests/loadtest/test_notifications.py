@@ -26,7 +26,7 @@ def entry(name, at_s, *, user=0, alert="", state=ACKNOWLEDGED):
 def subscriber(sightings=(), alerts=(), spans=((0.0, 100.0),), class_id="a"):
     found = Subscriber(Target("http://127.0.0.1:1"), class_id, {}, CLOCK)
     for user, at_s, came_s in sightings:
-        found.seen.append(Rows(array("i", [user]), array("q", [CLOCK.wall_ms(at_s)]), frozenset()))
+        found.seen.append(Rows(array("i", [user]), array("q", [CLOCK.wall_ms(at_s)]), [], frozenset()))
         found.seen_offset_s.append(came_s)
     found.alerts = {(user, kind, CLOCK.wall_ms(at_s)): came_s for user, kind, at_s, came_s in alerts}
     found.spans = [list(span) for span in spans]
