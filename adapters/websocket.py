@@ -363,9 +363,11 @@ class _ReplayStream(trio.abc.Stream):
             await self._send_rest()
 
     async def _send_rest(self) -> None:
-        if self.rest:
-            await self._stream.send_all(self.rest)
-            self.rest = memoryview(b"")
+        try:
+            while self.rest:  # not `send_all`: cancelled, it does not say how much is sent
+                self.rest = self.rest[await self.socket.send(self.rest) :]
+        except OSError as error:
+            raise trio.BrokenResourceError from error
 
     async def wait_send_all_might_not_block(self) -> None:
         """See `trio.abc.SendStream`."""

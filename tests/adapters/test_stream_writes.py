@@ -229,6 +229,22 @@ async def test_the_rest_of_a_frame_comes_before_anything_else(ends):
     assert bytes(found) == LONG + b"answer"
 
 
+async def test_a_rest_that_is_cut_off_goes_on_where_it_was(ends):
+    """As a ping does that waits too long behind it."""
+    stream, theirs = ends
+    assert stream.write(LONG)
+    found = b""
+    with trio.fail_after(10):
+        while len(found) < len(LONG) // 2:
+            with trio.move_on_after(0.01):
+                await stream.send_all(b"never begun")
+            found += await parts(theirs, 1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.send_all, b"answer")
+            found += await parts(theirs, len(LONG) + len(b"answer") - len(found))
+    assert found == LONG + b"answer"
+
+
 async def test_who_does_not_read_gets_a_fresh_state_later(linked):
     feed, _, client = await linked(capacity=4)
     long = "x" * 200_000
