@@ -48,11 +48,16 @@ def gathered(
     tally, entries = merged(workers)
     scenario = plan.scenario
     people = {user: scenario.person(user, plan.run, plan.class_id) for user in {entry.user for entry in entries}}
+    taken = _taken(tally)
     if not subscribers:
-        return Accounts(people, tally, entries, None, [])
+        return Accounts(people, tally, entries, None, [taken])
     classes = {user: person.class_id for user, person in people.items()}
     news = notifications.reckon(subscribers, notifications.by_user(entries), classes, clock)
-    checks = [*_delivery(news, len(subscribers)), _nothing_else(subscribers, entries, fresh=plan.class_id is None)]
+    checks = [
+        taken,
+        *_delivery(news, len(subscribers)),
+        _nothing_else(subscribers, entries, fresh=plan.class_id is None),
+    ]
     if shown is None:
         checks.append(Check(AS_OVERVIEW, 0, 0, note="not waited for", skipped=True))
     else:
@@ -86,6 +91,13 @@ def undrained(*, given_up: bool) -> Check:
     """That the daemon did not come to say that all is stored: `given_up` after a time, or not waited for at all."""
     why = "the daemon did not say lag_events 0 in time" if given_up else "not waited for"
     return Check("all stored", 0, 0, note=why, faults=int(given_up), skipped=not given_up)
+
+
+def _taken(tally: Tally) -> Check:
+    """What the answers said, as a check."""
+    check = Check("no duplicate of what was never taken, by the answers", 0, 0)
+    check.blame(tally.not_new)
+    return check
 
 
 def _delivery(news: News, subscribers: int) -> list[Check]:

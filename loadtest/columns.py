@@ -8,10 +8,20 @@ from numbers import Real
 from typing import Any, Final
 from zlib import crc32
 
-# How clients spell the type, and that a cell was run.
-TYPES: Final = ("eventType", "event_type", "event")
 EXECUTIONS: Final = frozenset({"cell_executed", "cell_execution"})
 NAMES: Final = ("type", "notebook", "cell", "duration", "error", "message", "count")
+# How clients spell what is looked at here, the strongest first. What is not there may stand inside `data`.
+_SPELLINGS: Final = {
+    "event_type": ("event_type", "eventType", "event"),
+    "session_id": ("session_id", "sessionId"),
+    "notebook_path": ("notebook_path", "notebookPath"),
+    "cell_index": ("cell_index", "cellIndex"),
+    "execution_duration_ms": ("execution_duration_ms", "executionDurationMs", "duration"),
+    "has_error": ("has_error", "hasError"),
+    "error_message": ("error_message", "errorMessage"),
+    "execution_count": ("execution_count", "executionCount"),
+}
+TYPES: Final = _SPELLINGS["event_type"]
 _BITS: Final = 9
 _MASK: Final = (1 << _BITS) - 1
 _MOST_MESSAGE: Final = 8192
@@ -24,31 +34,34 @@ _OF_CELLS: Final = frozenset({"cell_executed", "execution_error"})
 _NONE: Final = (None,) * 5
 
 
+def value_of(fields: Mapping[str, Any], name: str, kind: type) -> Any:
+    """What an event says of a field, however it spells it; None where it does not, or says no such value."""
+    inner = fields.get("data")
+    for source in (fields, inner) if isinstance(inner, Mapping) else (fields,):
+        for spelling in _SPELLINGS[name]:
+            if (value := source.get(spelling)) is not None:
+                return value if isinstance(value, kind) else None
+    return None
+
+
 def of_fields(fields: Mapping[str, Any]) -> int:
     """Of an event as it is posted, whatever is in it: what is of no use is refused, and then there is no row."""
-    inner = fields.get("data")
-    sources = (fields, inner) if isinstance(inner, Mapping) else (fields,)
-
-    def first(kind: type, *spellings: str) -> Any:
-        for source in sources:
-            for key in spellings:
-                if (value := source.get(key)) is not None:
-                    return value if isinstance(value, kind) else None
-        return None
-
-    kind = first(str, *TYPES)
-    message = first(str, "error_message", "errorMessage")
+    kind, notebook, message = (value_of(fields, name, str) for name in ("event_type", "notebook_path", "error_message"))
     return of_row(
         (
             _CANONICAL.get(kind, kind),
-            first(str, "notebook_path", "notebookPath"),
-            first(int, "cell_index", "cellIndex"),
-            _number(first(Real, "execution_duration_ms", "executionDurationMs", "duration")),
-            first(bool, "has_error", "hasError"),
-            message[:_MOST_MESSAGE].replace("\0", "␀") if message else None,
-            first(int, "execution_count", "executionCount"),
+            _without_nul(notebook),
+            value_of(fields, "cell_index", int),
+            _number(value_of(fields, "execution_duration_ms", Real)),
+            value_of(fields, "has_error", bool),
+            _without_nul(message and message[:_MOST_MESSAGE]),
+            value_of(fields, "execution_count", int),
         )
     )
+
+
+def _without_nul(text: str | None) -> str | None:
+    return text.replace("\0", "␀") if text else None
 
 
 def _number(value: Any) -> float | None:

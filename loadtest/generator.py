@@ -32,7 +32,6 @@ from loadtest.users import Get, Post, Steps, VirtualUser
 RETRY_AFTER_S: Final = (0.5, 1.0, 2.0)
 # Steps without a wait in a row that count as due when time is up: who never waits has no end of them.
 _MOST_AT_ONCE: Final = 100
-_SESSIONS: Final = ("sessionId", "session_id")
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -219,7 +218,7 @@ class Generator:
             post.execution,
             post.failed,
             post.alert,
-            next((str(post.fields[key]) for key in _SESSIONS if post.fields.get(key) is not None), ""),
+            columns.value_of(post.fields, "session_id", str) or "",
             columns=columns.of_fields(post.fields),
         )
 
@@ -283,6 +282,8 @@ class _Hand:
                 of.failed(due, end.fault)
                 self.counted = True
             if end.taken:
+                if end.fault is not None:
+                    of.tally.not_new.append(entry.event_id)
                 if not self.counted:
                     of.succeeded(due)
                 of.acknowledged(entry, due)
@@ -297,7 +298,7 @@ class _Hand:
         of.timed(due, of.tally.second(due).post)
 
     async def _attempt(self, body: bytes, *, repeated: bool) -> _End:
-        """`repeated`: an attempt before this one may have been taken, so that this one is a duplicate."""
+        """`repeated`: an attempt before this one may have been taken, so that this one may be a duplicate."""
         try:
             answer = await self._line.post(EVENTS, body)
         except TransportError as error:
@@ -313,4 +314,4 @@ class _Hand:
             return _End("rejected")
         # It says that it has the event, and is held to that.
         odd = receipt.duplicates and not repeated
-        return _End("a duplicate at the first attempt" if odd else None, taken=True)
+        return _End("a duplicate of nothing" if odd else None, taken=True)

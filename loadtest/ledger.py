@@ -48,6 +48,7 @@ class Tally(msgspec.Struct):
     overdue: int = 0  # of those: due, and not sent when time was up
     cut_off: int = 0  # of an interrupted run: requests that had no answer yet, and are in no other figure
     cut_off_s: float = 0.0  # how long the first of them had waited
+    not_new: list[str] = []  # events that were answered as duplicates though no attempt before had been taken
     capped: int = 0  # users who stopped because so many events as a run may have were sent
     kinds: dict[str, int] = {}  # what went wrong, how often
     behind: Histogram = msgspec.field(default_factory=Histogram)  # how late this process wakes: its own limit
@@ -76,7 +77,7 @@ class Tally(msgspec.Struct):
             mine.query.merge(theirs.query)
         for kind, times in other.kinds.items():
             self.kinds[kind] = self.kinds.get(kind, 0) + times
-        for field in ("requests", "errors", "retries", "given_up", "overdue", "cut_off", "capped"):
+        for field in ("requests", "errors", "retries", "given_up", "overdue", "cut_off", "capped", "not_new"):
             setattr(self, field, getattr(self, field) + getattr(other, field))
         self.cut_off_s = max(self.cut_off_s, other.cut_off_s)
         self.cpu_s = max(self.cpu_s, other.cpu_s)

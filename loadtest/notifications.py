@@ -127,27 +127,31 @@ def unfounded(subscribers: Iterable[Subscriber], entries: Iterable[Entry]) -> li
     """
     told = {alert for subscriber in subscribers for alert in subscriber.alerts}
     moments = {(user, at_ms) for user, _, at_ms in told}
-    events = {
-        (entry.user, entry.at_ms): entry
-        for entry in entries
-        if entry.state != REFUSED and (entry.user, entry.at_ms) in moments
-    }
+    events: dict[tuple[int, int], Entry] = {}
+    failing: set[int] = set()
+    for entry in entries:
+        if entry.state != REFUSED:
+            if entry.failed:
+                failing.add(entry.user)
+            if (entry.user, entry.at_ms) in moments:
+                events[entry.user, entry.at_ms] = entry
     found = []
     for user, kind, at_ms in sorted(told):
-        entry = events.get((user, at_ms))
-        if entry is None:
+        reason = events.get((user, at_ms))
+        if reason is None:
             found.append(f"{kind} of student {user} at {at_ms / 1000:.3f}")
-        elif not _founded(kind, entry):
-            found.append(entry.event_id)
+        elif not _founded(kind, reason, fails=user in failing):
+            found.append(reason.event_id)
     return found
 
 
-def _founded(kind: str, entry: Entry) -> bool:
-    if kind in {"error", "stuck"}:
+def _founded(kind: str, entry: Entry, *, fails: bool) -> bool:
+    """Whether it is an alert of the contract, and the event may raise it; `fails`: its student did, once at least."""
+    if kind in {"error", "stuck", "error_cluster"}:
         return entry.failed
     if kind in {"help_requested", "help_resolved"}:  # of a call that is repeated only the first is said to raise one
         return not entry.execution and entry.alert in {"", kind}
-    return True
+    return kind == "unstuck" and fails
 
 
 def _listened(subscriber: Subscriber, entry: Entry, clock: Clock) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from loadtest.columns import EXECUTIONS, TYPES
+from loadtest.columns import EXECUTIONS, TYPES, value_of
 from loadtest.errors import UsageError
 from loadtest.scenarios import Scenario
 from loadtest.shapes import Shape
@@ -137,8 +137,8 @@ class Player(VirtualUser):
     def _post(self, recorded: dict[str, Any]) -> Post:
         fields = {key: value for key, value in recorded.items() if key not in _REPLACED}
         fields |= {"classId": self.person.class_id, "emailAddress": self.person.user_id}
-        kind = next(recorded[key] for key in TYPES if isinstance(recorded.get(key), str))
-        failed = bool(recorded.get("hasError", recorded.get("has_error", False)))
+        kind = value_of(recorded, "event_type", str)
+        failed = bool(value_of(recorded, "has_error", bool))
         execution = kind in EXECUTIONS
         error = kind == "execution_error" or (execution and failed)
         return Post(fields, "error" if error else "", execution, error)

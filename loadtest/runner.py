@@ -59,12 +59,7 @@ class Course:
     shown: Shown | None  # what these see at the end; None: nobody does, or nobody waited
     loaded_s: float  # without the grace at the load's end
     drain_s: float | None  # None: it did not come to be drained, or nobody waited
-    cut_short: bool = False  # interrupted while it waited for the stores and the news
-
-    @property
-    def settled(self) -> bool:
-        """What was acknowledged had its time to be stored."""
-        return self.drain_s is not None or not self.cut_short
+    settled: bool = True  # what was acknowledged had its time to be stored; not where that was interrupted
 
 
 @dataclass
@@ -132,6 +127,7 @@ class Run:
         subscribers = self._subscribers(timer)
         drain_s: float | None = None
         shown: Shown | None = None
+        settled = False
         async with trio.open_nursery() as background:
             background.start_soon(monitor.run)
             for subscriber in subscribers:
@@ -156,11 +152,12 @@ class Run:
             self.display.say("waiting until everything is stored and told")
             with trio.CancelScope() as waiting, self.interrupts.stopping_by(waiting.cancel):
                 drain_s = await verification.drained(plan.target, self.drain_s)
+                settled = True
                 await self._quiet(subscribers, timer)
                 if subscribers:
                     shown = await verification.by_stream(plan.target, subscribers, fresh=plan.class_id is None)
             background.cancel_scope.cancel()
-        return Course(timer, monitor, subscribers, shown, loaded_s, drain_s, waiting.cancelled_caught)
+        return Course(timer, monitor, subscribers, shown, loaded_s, drain_s, settled)
 
     @property
     def _files(self) -> int:

@@ -34,6 +34,7 @@ class _Alert(msgspec.Struct, gc=False):
 
 class _Frame(msgspec.Struct, gc=False):
     type: str
+    topic: str = ""
     epoch: str = ""
     seq: int = 0
     message: str = ""  # of an error
@@ -58,17 +59,19 @@ class Rows(NamedTuple):
 class _Told:
     """What a frame tells: alerts by id, kind, student and time, and each student's latest event. Times in ms."""
 
-    __slots__ = ("_alerts", "_among", "_rows", "_users", "fault", "step")
+    __slots__ = ("_alerts", "_among", "_rows", "_users", "fault", "step", "topic")
 
     def __init__(
         self,
         fault: str | None,
+        topic: str,
         step: Step | None,
         alerts: list[tuple[str, str, str, int]],
-        users: list[tuple[str, int]],
+        users: list[tuple[str, int | None]],
     ) -> None:
         """`step` is that of the topic's view, where it is a frame of a topic."""
         self.fault = fault
+        self.topic = topic
         self.step = step
         self._alerts = alerts
         self._users = users
@@ -78,7 +81,11 @@ class _Told:
     def rows(self, students: dict[str, int]) -> Rows:
         """By the students' indices: made once for all who follow their class."""
         if students is not self._among:
-            known = [(students[user_id], at_ms) for user_id, at_ms in self._users if user_id in students]
+            known = [
+                (students[user_id], at_ms)
+                for user_id, at_ms in self._users
+                if user_id in students and at_ms is not None
+            ]
             told_of = {user_id for user_id, _ in self._users}.union(user_id for _, _, user_id, _ in self._alerts)
             self._rows = Rows(
                 array("i", (index for index, _ in known)),
@@ -103,12 +110,13 @@ def _read(text: bytes) -> _Told:
     users = {} if body is None else body.get("users", {})
     return _Told(
         frame.message if frame.type == "error" else None,
+        frame.topic,
         Step(frame.epoch, frame.seq, body, snapshot=frame.type == "snapshot") if frame.type in _OF_TOPICS else None,
         [(alert.id, alert.alert, alert.user_id, _milliseconds(alert.at)) for alert in frame.alerts],
         [
-            (user_id, _milliseconds(_time(user["last_activity"])))
+            (user_id, None if user.get("last_activity") is None else _milliseconds(_time(user["last_activity"])))
             for user_id, user in users.items()
-            if user is not None and user.get("last_activity") is not None
+            if user is not None
         ],
     )
 
@@ -129,6 +137,7 @@ class Subscriber:
     def __init__(self, target: Target, class_id: str, users: dict[str, int], clock: Clock) -> None:
         """`users` gives the index of each student; of others on the topic only that they were told of is noted."""
         self.class_id = class_id
+        self._topic = f"class:{class_id}"
         # Frames that told news of students, and when each came. All who follow the class share the rows.
         self.seen: list[Rows] = []
         self.seen_offset_s: array[float] = array("d")
@@ -176,8 +185,7 @@ class Subscriber:
     async def _follow(self) -> None:
         stream = await connect(self._target)
         try:
-            topic = f"class:{self.class_id}"
-            await stream.send(msgspec.json.encode({"type": "subscribe", "topics": [topic]}))
+            await stream.send(msgspec.json.encode({"type": "subscribe", "topics": [self._topic]}))
             while True:
                 messages = await stream.receive()
                 now = self._clock.offset_s
@@ -196,6 +204,9 @@ class Subscriber:
             raise TransportError(told.fault)
         self.frames += 1
         if told.step is not None:
+            if told.topic != self._topic:
+                self.misplaced["a frame of another topic"] += 1
+                return
             self._show(told.step, now)
         rows = told.rows(self.users)
         for alert_id, alert in rows.alerts:

@@ -5,8 +5,8 @@ must not be.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -20,6 +20,8 @@ from loadtest.target import Target
 from loadtest.transports import LeanTransport, Line
 from loadtest.users import Person
 from loadtest.views import ClassState
+
+T = TypeVar("T")
 
 # Queries under way at once: enough to be quick, few enough not to be a load test of their own.
 _ASKERS: Final = 16
@@ -67,73 +69,76 @@ class Shown(NamedTuple):
 
 
 class _Look(NamedTuple):
-    """One view beside the overview of its class, user by user: how many there are, who differs and in what."""
+    """One view beside the overview of its class: how many students there are, and what of whom was never the same.
+
+    By user id; None is the summary.
+    """
 
     users: int
-    students: set[str]
-    fields: set[str]
+    apart: dict[str | None, set[str]]
+
+    @property
+    def students(self) -> set[str]:
+        """Those who look otherwise."""
+        return {user_id for user_id in self.apart if user_id is not None}
 
 
 async def by_stream(target: Target, subscribers: Sequence[Subscriber], *, fresh: bool) -> Shown:
     """Each subscriber's view against the overview of its class, once nothing is on its way any more.
 
+    They are not of the same moment, and some students change by time alone: at fault is what differs at every look.
     `fresh`: the classes are this run's own; else only its students are compared, and not the summary.
     """
     looks: dict[Subscriber, _Look] = {}
-    pending = list(subscribers)
-    fault = ""
-    async with LeanTransport(target) as transport:
-        line = transport.line()
+    unasked: dict[str, str] = dict.fromkeys((each.class_id for each in subscribers), "not told in time")
+
+    async def look(line: Line, class_id: str) -> None:
         try:
-            with trio.move_on_after(_AGREE_S):
-                while pending:
-                    fault = ""
-                    try:
-                        classes = {each.class_id for each in pending}
-                        told = {class_id: await _overview(line, class_id) for class_id in classes}
-                        looks |= {each: _look(each, told[each.class_id], fresh=fresh) for each in pending}
-                        pending = [each for each in pending if looks[each].fields]
-                    except TransportError as error:
-                        fault = f"cannot ask: {error}"
-                    await trio.sleep(_AGREE_POLL_S if pending else 0)
-        finally:
-            await line.aclose()
-    students = set[str]().union(*(look.students for look in looks.values()))
-    fields = set[str]().union(*(look.fields for look in looks.values()))
-    users = sum(look.users for look in looks.values())
-    faults = sum(max(len(look.students), bool(look.fields)) for look in looks.values())
-    note = fault or f"differ in {', '.join(sorted(fields))}" * bool(fields)
-    unasked = len(subscribers) - len(looks)
-    return Shown(
-        Check(
-            AS_OVERVIEW,
-            users,
-            users - sum(len(look.students) for look in looks.values()),
-            astray=len(students),
-            note=note or f"{len(subscribers)} subscribers",
-            faults=faults + unasked,
-        ),
-        students,
-    )
+            told = await _overview(line, class_id)
+        except TransportError as error:
+            unasked[class_id] = f"cannot ask: {error}"
+            return
+        unasked.pop(class_id, None)
+        for each in subscribers:
+            before = looks.get(each)
+            if each.class_id == class_id and (before is None or before.apart):
+                looks[each] = _look(each, told, before, fresh=fresh)
+
+    async with LeanTransport(target) as transport:
+        with trio.move_on_after(_API_S):
+            await _share_out(transport, list(unasked), look)
+        with trio.move_on_after(_AGREE_S):
+            while pending := {each.class_id for each in subscribers if each not in looks or looks[each].apart}:
+                await trio.sleep(_AGREE_POLL_S)
+                await _share_out(transport, pending, look)
+    students = set[str]().union(*(each.students for each in looks.values()))
+    fields = set[str]().union(*(names for each in looks.values() for names in each.apart.values()))
+    users = sum(each.users for each in looks.values())
+    note = next(iter(unasked.values()), f"differ in {', '.join(sorted(fields))}" * bool(fields))
+    check = Check(AS_OVERVIEW, users, users - sum(len(each.students) for each in looks.values()), astray=len(students))
+    check.note = note or f"{len(subscribers)} subscribers"
+    check.faults = sum(len(each.apart) for each in looks.values()) + len(subscribers) - len(looks)
+    return Shown(check, students)
 
 
-def _look(subscriber: Subscriber, told: ClassState, *, fresh: bool) -> _Look:
-    if subscriber.view is None:
-        return _Look(len(told["users"]), set(told["users"]), {"everything: no snapshot"})
-    state = subscriber.view.state
-    here, there = state.get("users", {}), told["users"]
+def _look(subscriber: Subscriber, told: ClassState, before: _Look | None, *, fresh: bool) -> _Look:
+    state = None if subscriber.view is None else subscriber.view.state
+    here, there = {} if state is None else state.get("users", {}), told["users"]
     both = {user_id for user_id in here.keys() | there.keys() if fresh or user_id in subscriber.users}
-    students = {user_id for user_id in both if here.get(user_id) != there.get(user_id)}
-    fields = set[str]()
-    for user_id in students:
+    apart: dict[str | None, set[str]] = {}
+    for user_id in both:
         one, other = here.get(user_id), there.get(user_id)
         if one is None or other is None:
-            fields.add("who is there")
-        else:
-            fields |= {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
-    if fresh and state.get("summary") != told.get("summary"):
-        fields.add("summary")
-    return _Look(len(both), students, fields)
+            apart[user_id] = {"who is there"}
+        elif one != other:
+            apart[user_id] = {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
+    if state is None:
+        apart[None] = {"everything: no snapshot"}
+    elif fresh and state.get("summary") != told["summary"]:
+        apart[None] = {"summary"}
+    if before is not None:
+        apart = {user_id: names for user_id, names in apart.items() if user_id in before.apart}
+    return _Look(len(both), apart)
 
 
 async def by_api(
@@ -152,18 +157,12 @@ async def by_api(
     sessions = Check("counted in sessions, by the API", 0, 0)
     live = Check("counted in the live state, by the API", 0, 0)
     overviews: dict[str, dict[str, Any]] = {}
-    pending = iter(list(of_user.items()))
 
-    async def ask(transport: LeanTransport) -> None:
-        line = transport.line()
-        try:
-            for index, events in pending:
-                await _compare_sessions(line, person(index), events, sessions)
-                state = overviews.get(person(index).class_id)
-                if state is not None:
-                    _compare_live(state.get(person(index).user_id), events, live)
-        finally:
-            await line.aclose()
+    async def ask(line: Line, index: int) -> None:
+        await _compare_sessions(line, person(index), of_user[index], sessions)
+        state = overviews.get(person(index).class_id)
+        if state is not None:
+            _compare_live(state.get(person(index).user_id), of_user[index], live)
 
     if not fresh:
         live.skipped = True
@@ -173,9 +172,7 @@ async def by_api(
             line = transport.line()
             overviews = await _live(line, of_class, live) if fresh else {}
             await line.aclose()
-            async with trio.open_nursery() as nursery:
-                for _ in range(_ASKERS):
-                    nursery.start_soon(ask, transport)
+            await _share_out(transport, list(of_user), ask)
         if patience.cancelled_caught:
             for check in (sessions, live) if fresh else (sessions,):
                 check.faults += 1
@@ -184,6 +181,23 @@ async def by_api(
         if check.astray and not check.note:
             check.note = f"{whose} that are not as sent: {check.astray}"
     return [sessions, live]
+
+
+async def _share_out(transport: LeanTransport, work: Iterable[T], ask: Callable[[Line, T], Awaitable[None]]) -> None:
+    """Ask for each, over a few lines at once."""
+    left = iter(work)
+
+    async def run() -> None:
+        line = transport.line()
+        try:
+            for each in left:
+                await ask(line, each)
+        finally:
+            await line.aclose()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(_ASKERS):
+            nursery.start_soon(run)
 
 
 async def _live(line: Line, students: dict[str, set[str]], check: Check) -> dict[str, dict[str, Any]]:
@@ -243,8 +257,7 @@ async def _compare_sessions(line: Line, person: Person, events: list[Entry], che
     for name in of_session.keys() | found.keys():
         own = of_session.get(name, [])  # none: nobody made this session
         executions, errors = found.get(name, [0, 0])
-        known = bool(own) and (name in found or not any(event.state == ACKNOWLEDGED for event in own))
-        _compare(own, executions, errors, check, known=known)
+        _compare(own, executions, errors, check, known=_may_be(own, there=name in found))
 
 
 async def _sessions(line: Line, person: Person) -> Any:
@@ -260,9 +273,16 @@ async def _sessions(line: Line, person: Person) -> Any:
 
 
 def _compare_live(user: dict[str, Any] | None, events: list[Entry], check: Check) -> None:
-    known = user is not None or not any(event.state == ACKNOWLEDGED for event in events)
     counted = user or {}
+    known = _may_be(events, there=user is not None)
     _compare(events, counted.get("cell_executions", 0), counted.get("error_count", 0), check, known=known)
+
+
+def _may_be(events: list[Entry], *, there: bool) -> bool:
+    """Whether a student or session with these events may be there, or may be missing."""
+    if there:
+        return any(event.state != REFUSED for event in events)
+    return not any(event.state == ACKNOWLEDGED for event in events)
 
 
 def _compare(events: list[Entry], executions: int, errors: int, check: Check, *, known: bool) -> None:
@@ -284,7 +304,7 @@ def _compare(events: list[Entry], executions: int, errors: int, check: Check, *,
         # Fewer, so nearer to the one.
         suspects = (off > 0 and [event for event in refused if event.failed]) or failed
     if not known and not faults:
-        faults, suspects = 1, sure
+        faults, suspects = 1, sure or refused
     check.faults += faults
     check.astray += bool(faults)
     check.suspects += len(suspects)

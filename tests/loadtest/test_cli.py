@@ -9,7 +9,7 @@ import re
 import msgspec
 import pytest
 
-from loadtest import cli, comparison, promises, recording, report, result, scenarios, target
+from loadtest import cli, columns, comparison, promises, recording, report, result, scenarios, target
 from loadtest.accounts import Accounts
 from loadtest.check import Check
 from loadtest.display import PlainDisplay, text
@@ -260,6 +260,21 @@ def test_a_recording_is_played_in_its_order_and_without_the_repeats():
     assert (sum(post.execution for post in posts), sum(post.failed for post in posts)) == (52, 24)
     assert {post.fields["emailAddress"] for post in posts} == {"run-student00002@example.com"}
     assert all("eventId" not in post.fields and "eventTime" not in post.fields for post in posts)
+
+
+def test_what_a_recorded_event_says_inside_data_is_played_and_accounted_for(tmp_path):
+    """Seed-style events carry their fields there, and the daemon lifts them. Of two spellings the canonical one holds."""
+    inner = {"notebookPath": "n", "cellIndex": 1, "hasError": True, "sessionId": "s1"}
+    sent = [
+        {"eventType": "cell_executed", "emailAddress": "a", "data": inner},
+        {"eventType": "cell_executed", "emailAddress": "a", "notebookPath": "n", "has_error": True, "hasError": False},
+    ]
+    lines = [{"t_ms": at, "method": "POST", "body": json.dumps(event)} for at, event in enumerate(sent)]
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    scenario = scenarios.tuned(recording.scenario_of(tmp_path / "a.jsonl", speed=1), students=1)
+    posts = [action for _, action in scenario.user(scenario.person(0, "run"), "1", "run").steps()]
+    assert [(post.execution, post.failed, post.alert) for post in posts] == [(True, True, "error")] * 2
+    assert columns.value_of(posts[0].fields, "session_id", str) == "s1"
 
 
 def test_a_recording_may_say_null_and_two_of_its_people_may_have_the_same_id(tmp_path):

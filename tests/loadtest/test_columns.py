@@ -32,6 +32,10 @@ RUN = ("cell_executed", "a.ipynb", 3, 5.0, None, None, None)
             },
             ("execution_error", "a", None, None, False, "é␀" + "x" * 8190, None),
         ),
+        (
+            {"eventType": "help", "event_type": "notebook_saved", "notebookPath": "a\0"},
+            ("notebook_saved", "a␀", *[None] * 5),
+        ),
         ({"eventType": "help", "cellIndex": 3}, ("help_requested", None, *[None] * 5)),
         ({"eventType": "help_stop"}, ("help_resolved", None, *[None] * 5)),
         ({"eventType": "notebook_saved", "notebookPath": "a", "cellIndex": 3}, ("notebook_saved", "a", *[None] * 5)),

@@ -160,9 +160,26 @@ async def test_a_duplicate_of_what_was_never_sent_is_an_error_and_acknowledges_a
         generator = await play(plan(peer.url, students=4, events_per_s=20.0, corners=BRIEF))
     tally = generator.tally
     assert {entry.state for entry in generator.entries} == {ACKNOWLEDGED}
-    assert set(tally.kinds) == {"cut off", "a duplicate at the first attempt"}
-    assert tally.kinds["a duplicate at the first attempt"] == sum(times == 1 for times in attempts.values()) > 0
+    assert set(tally.kinds) == {"cut off", "a duplicate of nothing"}
+    assert tally.kinds["a duplicate of nothing"] == sum(times == 1 for times in attempts.values()) > 0
     assert tally.errors == tally.requests == len(attempts)
+    assert sorted(tally.not_new) == sorted(name for name, times in attempts.items() if times == 1)
+
+
+async def test_after_a_503_a_duplicate_is_one_of_nothing_too():
+    """Nothing of it was kept, the 503 said."""
+
+    async def script(number, head, body):
+        if number % 2:
+            return answer(503, b"{}")
+        return answer(202, b'{"status":"received","accepted":0,"duplicates":1,"rejected":[]}')
+
+    async with serving(script) as peer:
+        generator = await play(plan(peer.url, students=1, events_per_s=4.0, corners=BRIEF))
+    entries = generator.entries
+    assert {entry.state for entry in entries} == {ACKNOWLEDGED}
+    assert generator.tally.not_new == [entry.event_id for entry in entries]
+    assert generator.tally.kinds == {"HTTP 503": len(entries)}
 
 
 async def test_a_daemon_that_hangs_is_not_flattered_at_the_end():

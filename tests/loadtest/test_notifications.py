@@ -84,7 +84,7 @@ def test_an_alert_that_comes_under_two_ids_came_twice():
     for alert_id, at_s in (("x", 1), ("x", 1), ("y", 2), ("z", 2)):
         at = datetime.fromtimestamp(CLOCK.wall_ms(at_s) / 1000, UTC).isoformat()
         alert = {"id": alert_id, "alert": "error", "user_id": "ann", "at": at}
-        listening._take(_read(msgspec.json.encode({"type": "alerts", "alerts": [alert]})), 3.0)
+        listening._take(_read(msgspec.json.encode({"type": "alerts", "topic": "class:a", "alerts": [alert]})), 3.0)
     news = reckon([listening], [entry("e1", 1, alert="error"), entry("e2", 2, alert="error")])
     assert (listening.repeated, news.doubled_alerts) == (1, ["e2"])
     assert (news.expected, news.missing_alerts) == (2, [])

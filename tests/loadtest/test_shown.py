@@ -4,6 +4,7 @@ from collections import Counter
 
 import msgspec
 import pytest
+import trio
 
 from loadtest import accounts, verification
 from loadtest.check import Check
@@ -97,9 +98,54 @@ async def test_of_a_class_of_others_only_the_runs_own_students_are_compared(monk
 
 async def test_who_has_no_snapshot_sees_nothing(monkeypatch):
     check, students = await shown(monkeypatch, [following()], overview(ann=ANN, bob=BOB))
-    assert (check.faults, students, check.note) == (2, {"ann", "bob"}, "differ in everything: no snapshot")
+    assert (check.faults, students, check.note) == (
+        3,
+        {"ann", "bob"},
+        "differ in everything: no snapshot, who is there",
+    )
     check, _ = await shown(monkeypatch, [following()], overview())
     assert check.faults == 1
+    check, students = await shown(monkeypatch, [following()], overview(ann=ANN, cem=BOB), fresh=False)
+    assert (check.faults, students) == (2, {"ann"}), "others are not this run's"
+
+
+async def test_only_what_differs_at_every_look_is_a_fault(monkeypatch):
+    """Students who change by time alone are never all the same at one moment: one is, the other, and both at none."""
+    idle = ANN | {"status": "idle"}
+    subscribers = [following(users={"ann": ANN, "bob": ANN})]
+    first, second = overview(ann=idle, bob=ANN), overview(ann=ANN, bob=idle)
+    check, _ = await shown(monkeypatch, subscribers, first, second)
+    assert check.held
+    check, students = await shown(monkeypatch, subscribers, overview(ann=idle, bob=idle), first)
+    assert (check.faults, students) == (1, {"ann"})
+    check, _ = await shown(monkeypatch, subscribers, overview({"idle": 1}, ann=idle, bob=ANN), second)
+    assert check.held
+
+
+async def test_many_classes_that_are_told_slowly_are_all_compared(monkeypatch):
+    """Together they take longer than views have to agree."""
+    monkeypatch.setattr(verification, "_AGREE_S", 0.2)
+
+    async def script(number, head, body):
+        await trio.sleep(0.02)
+        return answer(200, msgspec.json.encode({"state": overview(ann=ANN)}))
+
+    subscribers = [following(f"class{number}", users={"ann": ANN}) for number in range(200)]
+    async with serving(script) as peer:
+        check, _ = await by_stream(Target(peer.url), subscribers, fresh=True)
+    assert (check.held, check.expected, check.found) == (True, 200, 200)
+
+
+async def test_a_daemon_that_says_nothing_is_told_so(monkeypatch):
+    monkeypatch.setattr(verification, "_API_S", 0.1)
+    monkeypatch.setattr(verification, "_AGREE_S", 0.1)
+
+    async def script(number, head, body):
+        await trio.sleep_forever()
+
+    async with serving(script) as peer:
+        check, _ = await by_stream(Target(peer.url), [following(users={}), following(users={})], fresh=True)
+    assert (check.faults, check.note) == (2, "not told in time")
 
 
 @pytest.mark.parametrize(("told", "note"), [(None, "cannot ask: HTTP 503"), ({"users": {}}, "cannot ask: no overview")])
@@ -132,6 +178,8 @@ SENT = [
         ("error", 5, None),
         ("unstuck", 1, None),
         ("error_cluster", 2, None),
+        ("error_cluster", 1, "run"),
+        ("nonsense", 2, "failed"),
         ("error", 1, "run"),
         ("stuck", 1, "run"),
         ("help_requested", 1, "run"),
@@ -148,6 +196,12 @@ def test_an_alert_has_a_reason(kind, at_ms, name):
     assert unfounded([listening, following()], SENT) == ([] if name is None else [name])
 
 
+def test_who_never_failed_cannot_be_unstuck():
+    listening = following()
+    listening.alerts[0, "unstuck", 1] = 0.1
+    assert unfounded([listening], SENT[:1]) == ["run"]
+
+
 def told_frame(kind, seq, **body):
     return msgspec.json.encode({"type": kind, "topic": "class:a", "epoch": "e", "seq": seq} | body)
 
@@ -156,24 +210,26 @@ def test_a_subscriber_notes_what_cannot_be():
     listening = following()
     alert = {"id": "x", "alert": "error", "user_id": "eve", "at": "2026-11-28T00:00:00Z"}
     at = {"last_activity": "2026-11-28T00:00:00Z"}
+    stranger = {"dan": {"status": "active"}}
     for frame in (
         told_frame("snapshot", 3, state={"users": {}, "summary": {}}),
         told_frame("alerts", 4, alerts=[alert]),
-        told_frame("delta", 7, changes={"users": {"ann": at, "dan": at}}),
+        told_frame("delta", 7, changes={"users": {"ann": at} | stranger}),
         told_frame("delta", 7, changes={"users": {"bob": at}}),
         msgspec.json.encode({"type": "pong"}),
+        told_frame("delta", 8, changes={"users": {"ann": None}}).replace(b"class:a", b"class:b"),
     ):
         listening._take(_read(frame), 1.0)
     assert listening.strangers == {"eve", "dan"}
     assert listening.skipped == 2
-    assert listening.misplaced == Counter({"a seq that does not rise": 1})
-    assert listening.view == View("e", 7, {"users": {"ann": at, "dan": at, "bob": at}, "summary": {}})
+    assert listening.misplaced == Counter({"a seq that does not rise": 1, "a frame of another topic": 1})
+    assert listening.view == View("e", 7, {"users": {"ann": at, "bob": at} | stranger, "summary": {}})
     check = accounts._nothing_else([listening, following()], [], fresh=True)
     assert (check.faults, check.note) == (
-        3,
-        "2 users who are no students of the class, 1 times a seq that does not rise",
+        4,
+        "2 users who are no students of the class, 1 times a seq that does not rise, 1 times a frame of another topic",
     )
-    assert accounts._nothing_else([listening], [], fresh=False).faults == 1
+    assert accounts._nothing_else([listening], [], fresh=False).faults == 2
 
 
 def test_of_a_student_who_looks_otherwise_the_latest_event_is_told():

@@ -8,7 +8,7 @@ from loadtest.check import TOLD, Check
 from loadtest.ledger import ACKNOWLEDGED, REFUSED, UNKNOWN, Entry
 from loadtest.target import Target
 from loadtest.users import Person
-from loadtest.verification import _compare
+from loadtest.verification import _compare, _may_be
 from tests.loadtest.peer import serving
 
 
@@ -93,6 +93,27 @@ def test_a_fault_is_each_event_that_the_counters_cannot_be_of(executions, errors
     """Four runs, one of them failed, and one that failed and may have been taken."""
     given = events(*[ACKNOWLEDGED] * 4, UNKNOWN, failed={3, 4})
     assert compared(given, executions, errors).faults == faults
+
+
+@pytest.mark.parametrize(
+    ("states", "there", "may_be"),
+    [
+        ([ACKNOWLEDGED], True, True),
+        ([ACKNOWLEDGED], False, False),
+        ([UNKNOWN], True, True),
+        ([UNKNOWN, REFUSED], False, True),
+        ([REFUSED], True, False),
+        ([REFUSED], False, True),
+        ([], True, False),
+    ],
+)
+def test_a_session_is_there_for_what_was_taken_or_may_be(states, there, may_be):
+    assert _may_be(events(*states), there=there) == may_be
+
+
+def test_a_session_that_only_a_refused_event_began_names_it():
+    check = compared([Entry("opened", 0, 0, False, False, "", "s", REFUSED)], 0, known=False)
+    assert (check.faults, check.candidates) == (1, ["opened"])
 
 
 def test_a_student_of_whom_nothing_is_known():
