@@ -354,7 +354,8 @@ class _ReplayStream(trio.abc.Stream):
             written = os.write(self.socket.fileno(), frame)
         except OSError:  # no room, or whoever sends next learns what it is
             return False
-        self.rest = memoryview(frame)[written:]
+        if written < len(frame):
+            self.rest = memoryview(frame)[written:]
         return True
 
     async def send_rest(self) -> None:
