@@ -110,8 +110,8 @@ class Connection(Reader):
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the peer is gone; what it was owed it will ask for again
         finally:
+            self._gone = True  # before all else: its descriptor is soon another's, and a commit may yet answer
             self._unwatch()
-            self._gone = True
             del self._parser  # it and this object hold each other
 
     @property

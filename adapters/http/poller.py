@@ -47,19 +47,22 @@ class Poller:
         del self._watched[fd]
         self._epoll.unregister(fd)
 
+    def close(self) -> None:
+        """For good. Must come after every `forget`: a connection that ends looks here once more."""
+        self._epoll.close()
+
     async def run(self) -> None:
         """Serve until cancelled."""
-        with self._epoll as epoll:
-            watched = self._watched
-            while True:
-                await trio.lowlevel.wait_readable(epoll.fileno())
-                turn = _TURN
-                for fd, _ in epoll.poll(0):
-                    ready = watched.get(fd)
-                    if ready is None:
-                        continue  # forgotten since the look
-                    ready()
-                    turn -= 1
-                    if not turn:
-                        await trio.lowlevel.checkpoint()
-                        turn = _TURN
+        epoll, watched = self._epoll, self._watched
+        while True:
+            await trio.lowlevel.wait_readable(epoll.fileno())
+            turn = _TURN
+            for fd, _ in epoll.poll(0):
+                ready = watched.get(fd)
+                if ready is None:
+                    continue  # forgotten since the look
+                ready()
+                turn -= 1
+                if not turn:
+                    await trio.lowlevel.checkpoint()
+                    turn = _TURN

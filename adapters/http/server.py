@@ -3,7 +3,7 @@
 import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from typing import Final
 
@@ -112,18 +112,19 @@ class HttpServer:
 
     async def run(self) -> None:
         """Accept until `stop`, then until the connections in hand are done. Cancel it to cut them."""
-        async with trio.open_nursery() as polling:
-            polling.start_soon(self._poller.run)
-            polling.start_soon(self._sweep)
-            async with trio.open_nursery() as connections:
-                with self._accepting:
-                    await trio.serve_listeners(self._serve, self._listeners, handler_nursery=connections)
-                await trio.lowlevel.checkpoint()  # so that those accepted last are among them
-                if self._connections:
-                    await trio.sleep_until(max(self._connections.values()) + _FRESH_S)
-                for connection in list(self._connections):
-                    connection.close_when_idle()
-            polling.cancel_scope.cancel()
+        with closing(self._poller):
+            async with trio.open_nursery() as polling:
+                polling.start_soon(self._poller.run)
+                polling.start_soon(self._sweep)
+                async with trio.open_nursery() as connections:
+                    with self._accepting:
+                        await trio.serve_listeners(self._serve, self._listeners, handler_nursery=connections)
+                    await trio.lowlevel.checkpoint()  # so that those accepted last are among them
+                    if self._connections:
+                        await trio.sleep_until(max(self._connections.values()) + _FRESH_S)
+                    for connection in list(self._connections):
+                        connection.close_when_idle()
+                polling.cancel_scope.cancel()
 
     def stop(self) -> None:
         """No new connections; each one ends after the request in hand.

@@ -1,12 +1,14 @@
 """The edge, over real sockets on loopback, with somebody behind it who decides what becomes of events."""
 
 import json
+import os
 import socket
 import tracemalloc
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 from trio_websocket import open_websocket, wrap_client_stream
 
 from adapters.http.api import api
@@ -113,6 +115,7 @@ class Edge:
         self.live = Live()
         self.health = {"status": "healthy", "checks": {}}
         self.ended = trio.Event()
+        self.scope = trio.CancelScope()
 
     async def start(self, *, cors_origins=(), **settings):
         async def health():
@@ -150,7 +153,8 @@ class Edge:
         self.nursery.start_soon(self._run)
 
     async def _run(self):
-        await self.server.run()
+        with self.scope:
+            await self.server.run()
         self.ended.set()
 
     @asynccontextmanager
@@ -351,6 +355,24 @@ async def test_an_answer_that_comes_after_its_connection_goes_nowhere_else(edge)
         edge.intake.release()
         for connection in (one, two):
             assert (await connection.request("GET", "/livez")).json() == {"status": "alive"}
+
+
+async def test_an_answer_that_comes_after_the_server_was_cut_goes_nowhere_else(edge, tmp_path):
+    """A shutdown that takes too long cuts the edge, and the journal commits once more."""
+    edge.intake.holding = True
+    async with AsyncExitStack() as stack:
+        logged = stack.enter_context(capture_logs())
+        for number in range(6):
+            connection = await stack.enter_async_context(edge.connect())
+            await connection.send(edge.post(f"late{number}"))
+        await edge.intake.until_held(6)
+        edge.scope.cancel()
+        await edge.ended.wait()
+        # The lowest free descriptors are what connections and server had.
+        files = [stack.enter_context((tmp_path / str(number)).open("wb", buffering=0)) for number in range(16)]
+        edge.intake.release()
+        assert {os.fstat(each.fileno()).st_size for each in files} == {0}
+    assert logged == []
 
 
 async def test_a_slow_reader_of_answers_delays_only_itself(edge):
