@@ -7,7 +7,6 @@ StoreMisconfiguredError, what is wrong with the data StoreDataError.
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final, Self, TypeAlias
-from urllib.parse import urlsplit
 
 import asyncpg
 import trio
@@ -16,6 +15,8 @@ import trio_asyncio
 from adapters.kind import POSTGRESQL, address_of, kind_of
 from engine.errors import StoreDataError, StoreMisconfiguredError, StoreUnavailableError
 from engine.measures import Histograms
+
+from .telling import first_line, shown
 
 # asyncio asks for 256 KiB of memory for each answer of some bytes: larger than any hole in the heap, so that its end
 # moves, and what is made meanwhile lies behind it and stays.
@@ -156,7 +157,7 @@ async def _raise_if_another_kind(dsn: str) -> None:
     kind = None if address is None else await kind_of(address)
     if kind not in (None, POSTGRESQL):
         raise StoreMisconfiguredError(
-            f"PostgreSQL at {without_password(dsn)}: {kind} answers there: correct postgres.dsn"
+            f"PostgreSQL at {shown(dsn)}: {kind} answers there: correct postgres.dsn"
         ) from None
 
 
@@ -176,18 +177,18 @@ _DATA_CODES: Final = ("54000",)
 
 @contextmanager
 def _errors(dsn: str | None = None) -> Iterator[None]:
-    where = "" if dsn is None else f" at {without_password(dsn)}"
+    where = "" if dsn is None else f" at {shown(dsn)}"
     try:
         yield
     except _REFUSALS as error:
-        raise StoreMisconfiguredError(f"PostgreSQL{where} refuses: {_first_line(error)}{_advice(error)}") from None
+        raise StoreMisconfiguredError(f"PostgreSQL{where} refuses: {first_line(error)}{_advice(error)}") from None
     except asyncpg.PostgresError as error:
         if (error.sqlstate or "")[:2] in _DATA_CLASSES or error.sqlstate in _DATA_CODES:
             raise StoreDataError("PostgreSQL", type(error).__name__) from None
-        raise StoreUnavailableError(f"PostgreSQL{where}: {type(error).__name__}: {_first_line(error)}") from None
+        raise StoreUnavailableError(f"PostgreSQL{where}: {type(error).__name__}: {first_line(error)}") from None
     except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as error:
         # asyncpg says InternalClientError when the server's last word came, and the end of the connection not yet.
-        raise StoreUnavailableError(f"PostgreSQL{where} is away: {_first_line(error)}") from None
+        raise StoreUnavailableError(f"PostgreSQL{where} is away: {first_line(error)}") from None
     except (ValueError, OverflowError) as error:
         if dsn is None:  # what asyncpg itself could not encode
             raise StoreDataError("PostgreSQL", type(error).__name__) from None
@@ -203,16 +204,3 @@ def _advice(error: BaseException) -> str:
     if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
         return ": correct postgres.dsn, or let the user in (pg_hba.conf)"
     return ": grant it to the user in postgres.dsn"
-
-
-def _first_line(error: BaseException) -> str:
-    """What went wrong, without PostgreSQL's DETAIL: that can hold a student's row."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def without_password(dsn: str) -> str:
-    """A DSN that may be shown."""
-    parts = urlsplit(dsn)
-    if parts.password is None:
-        return dsn
-    return parts._replace(netloc=f"{parts.username}:***@{parts.netloc.rpartition('@')[2]}").geturl()

@@ -22,6 +22,8 @@ from adapters.kind import REDIS, TLS, address_of, kind_of
 from engine.errors import StoreMisconfiguredError, StoreUnavailableError
 from engine.measures import Histograms
 
+from .telling import first_line, shown
+
 # Seconds until a server that does not answer counts as away: to a connect, and to a command or pipeline.
 _CONNECT_S: Final = 2.0
 _ANSWER_S: Final = 2.0
@@ -135,21 +137,14 @@ class RedisLink:
             raise StoreMisconfiguredError(f"{here}: no Redis answers there: correct redis.url") from None
         except (exceptions.AuthenticationError, exceptions.AuthenticationWrongNumberOfArgsError) as error:
             raise StoreMisconfiguredError(
-                f"{here} refuses: {_first_line(error)}: correct the password in redis.url"
+                f"{here} refuses: {first_line(error)}: correct the password in redis.url"
             ) from None
         except exceptions.ResponseError as error:
-            raise StoreMisconfiguredError(f"{here} refuses: {_first_line(error)}{_advice(error)}") from None
+            raise StoreMisconfiguredError(f"{here} refuses: {first_line(error)}{_advice(error)}") from None
         except (ssl.SSLError, exceptions.RedisError, OSError, TimeoutError) as error:
-            raise StoreUnavailableError(f"{here} is away: {_first_line(error)}") from None
+            raise StoreUnavailableError(f"{here} is away: {first_line(error)}") from None
         except (ValueError, TypeError) as error:  # a port or a parameter of the URL
             raise StoreMisconfiguredError(f"redis.url cannot be used: {type(error).__name__}") from None
-
-
-def shown(url: str) -> str:
-    """A URL that may be shown: no password, and no parameters, where one may be too."""
-    parts = urlsplit(url)
-    name = f"{parts.username or ''}:***@" if parts.password is not None else ""
-    return parts._replace(netloc=name + parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def _advice(error: BaseException) -> str:
@@ -163,7 +158,3 @@ def _advice(error: BaseException) -> str:
     if isinstance(error, exceptions.OutOfMemoryError):
         return " Raise it, or set maxmemory-policy to allkeys-lru"
     return ""
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

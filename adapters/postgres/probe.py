@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from adapters.asyncio_bridge import Connection, from_timestamptz, without_password
+from adapters.asyncio_bridge import Connection, from_timestamptz, shown
 from engine.checks import Finding, clock_ahead
 from engine.clock import WallClock
 from engine.errors import StoreRefusedError
@@ -57,7 +57,7 @@ class DatabaseCheck:
             faults += await _lacking_rights(connection, user, creates=self._migrates and self._owns)
         return Finding(
             server=f"PostgreSQL {version.split()[0]}",
-            where=without_password(self._dsn),
+            where=shown(self._dsn),
             clock_ms=clock_ahead(before, theirs, self._clock()),
             notes=tuple(notes),
             faults=tuple(faults),
