@@ -171,7 +171,7 @@ class Recovery:
             try:
                 await step()
             except StoreUnavailableError as error:
-                if not self.tried.is_set():
+                if self.fault != str(error):
                     log.warning("store is away; live state goes on without the past", reason=str(error))
                 self.fault = str(error)
                 self.tried.set()
@@ -274,27 +274,27 @@ class Recovery:
             pasts[key] = Past.of(UserState(class_id=key[0], user_id=key[1]))
 
     async def _settle(self) -> None:
-        """Bring their past to the students who wait for it."""
+        """Bring their past to the students who wait for it; who does not get it waits on."""
         async with self._settling:
-            waiting = self._unsettled.take_all()
-            away: StoreUnavailableError | None = None
-            for group in self._store.groups(key for key, actor in waiting.items() if not actor.settled):
-                try:
-                    await self._settle_group({key: waiting[key] for key in group})
-                except StoreUnavailableError as error:
-                    away = error  # another group's keeper may be there
-            if away is not None:
-                raise away
+            left = {key: actor for key, actor in self._unsettled.take_all().items() if not actor.settled}
+            fault: StoreUnavailableError | StoreRefusedError | None = None
+            try:
+                for group in self._store.groups(list(left)):
+                    try:
+                        await self._settle_group({key: left[key] for key in group})
+                    except (StoreUnavailableError, StoreRefusedError) as error:
+                        fault = error  # another group's keeper may be there
+                    else:
+                        for key in group:
+                            del left[key]
+            finally:
+                self._unsettled.put_back(left)
+            if fault is not None:
+                raise StoreUnavailableError(str(fault)) from fault  # a refusal too may be mended while this runs
 
     async def _settle_group(self, actors: dict[UserKey, SessionActor]) -> None:
-        try:
-            states = await self._store.snapshots(actors)
-            found = {user_key(state): state for state in states}
-            for key, actor in actors.items():
-                reach("recovery.settle")
-                state = found.get(key)
-                actor.adopt(None if state is None else Past.of(state))
-        except BaseException:
-            for key, actor in actors.items():
-                self._unsettled.put(key, actor)  # those that have theirs by now will not take it again
-            raise
+        found = {user_key(state): state for state in await self._store.snapshots(actors)}
+        for key, actor in actors.items():
+            reach("recovery.settle")
+            state = found.get(key)
+            actor.adopt(None if state is None else Past.of(state))

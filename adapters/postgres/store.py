@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 from uuid import UUID
 
+import msgspec
 import trio
 
 from adapters.asyncio_bridge import Connection, Dsn, to_timestamptz
@@ -135,17 +136,19 @@ class PostgresStore:
         """See `engine.ports.Store`."""
         wanted = list(keys)
         rows = await self._fetch(
-            "select state from session_snapshots join unnest($1::text[], $2::text[]) as wanted(class_id, user_id) "
-            "using (class_id, user_id)",
+            "select class_id, user_id, state from session_snapshots "
+            "join unnest($1::text[], $2::text[]) as wanted(class_id, user_id) using (class_id, user_id)",
             [class_id for class_id, _ in wanted],
             [user_id for _, user_id in wanted],
         )
-        return [decode_state(row[0]) for row in rows]
+        return [_state_of(row) for row in rows]
 
     async def recent_snapshots(self, since: int) -> list[UserState]:
         """See `engine.ports.Store`."""
-        rows = await self._fetch("select state from session_snapshots where last_receipt >= $1", to_timestamptz(since))
-        return [decode_state(row[0]) for row in rows]
+        rows = await self._fetch(
+            "select class_id, user_id, state from session_snapshots where last_receipt >= $1", to_timestamptz(since)
+        )
+        return [_state_of(row) for row in rows]
 
     async def notebooks(self) -> list[tuple[str, str, NotebookTotals]]:
         """See `engine.ports.Store`."""
@@ -247,6 +250,18 @@ class PostgresStore:
             async with self._owner() as owner:
                 await make_months(owner, missing)
             self._months |= missing
+
+
+def _state_of(row: Any) -> UserState:
+    """The state in a row of class, user and state. Raises StoreRefusedError where it is none."""
+    class_id, user_id, state = row
+    try:
+        return decode_state(state)
+    except msgspec.MsgspecError as error:
+        raise StoreRefusedError(
+            f"PostgreSQL: the state of {user_id!r} in class {class_id!r} (session_snapshots) cannot be read: {error}. "
+            "A newer classpulse may have written it; delete the row to begin anew with what the journal still has"
+        ) from None
 
 
 async def _lock(connection: Connection) -> None:

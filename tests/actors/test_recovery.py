@@ -291,6 +291,7 @@ class Halves(MemoryStore):
     """As two shards: students with an initial up to "m", of whom one may be away, and the others."""
 
     half_away = False
+    failures = ()
 
     def groups(self, keys):
         keys = list(keys)
@@ -300,6 +301,9 @@ class Halves(MemoryStore):
         keys = list(keys)
         if self.half_away and any(user_id <= "m" for _, user_id in keys):
             raise StoreUnavailableError("half is away")
+        if self.failures:
+            error, *self.failures = self.failures
+            raise error
         return await super().snapshots(keys)
 
 
@@ -315,3 +319,31 @@ async def test_a_keeper_that_is_away_keeps_only_its_own_students_waiting(autojum
     store.half_away = False
     await until(lambda: world.router.users["default", "ann"].settled)
     await assert_stored_once(world, events)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("unforeseen"), StoreRefusedError("a state cannot be read")], ids=repr)
+async def test_a_keeper_that_fails_loses_no_student_of_the_others(autojump_clock, nursery, error):
+    store = Halves()
+    world = await World(nursery, store=store).start()
+    store.failures = [error]
+    events = [run("ann"), run("zoe")]
+    await world.post(*events)
+    await assert_stored_once(world, events)
+
+
+async def test_a_past_that_cannot_be_read_is_told_of_until_it_can(autojump_clock, world, monkeypatch):
+    snapshots = world.store.snapshots
+    mended = False
+
+    async def refuse(keys):
+        if not mended:
+            raise StoreRefusedError("the state of 'ann' cannot be read")
+        return await snapshots(keys)
+
+    monkeypatch.setattr(world.store, "snapshots", refuse)
+    await world.post(run())
+    await until(lambda: "the state of 'ann' cannot be read" in world.writer.health.get("error", ""))
+    mended = True
+    await world.all_stored()
+    assert "error" not in world.writer.health
+    assert (await world.stored_state()).executions == 1

@@ -46,7 +46,7 @@ def feed():
     return Feed()
 
 
-async def refuse(database: Database, rule: str) -> None:
+async def alter(database: Database, rule: str) -> None:
     connection = await Connection.connect(database.dsn)
     await connection.execute(rule)
     await connection.close()
@@ -246,7 +246,7 @@ async def stray(database: Database, *times: str) -> None:
          "'e', 'ann', 'default', 'x', false, now(), 1, gen_random_uuid()"),
     ):  # fmt: skip
         for at in times:
-            await refuse(database, f"insert into {table} (event_timestamp, {columns}) values ('{at}', {values})")
+            await alter(database, f"insert into {table} (event_timestamp, {columns}) values ('{at}', {values})")
 
 
 async def test_rows_in_default_are_moved_into_months_of_their_own_and_others_are_told_of(loop, database, store):
@@ -558,6 +558,17 @@ async def test_the_highest_index_of_all_can_be_counted(loop, database, store, fe
         assert await store.notebooks() == [("default", "a.ipynb", NotebookTotals(2**31 - 1))]
 
 
+async def test_a_state_that_cannot_be_read_is_told_by_whose_it_is(loop, database, store, feed):
+    async with opened(store):
+        students = [Student(name).apply(run(name)) for name in ("ann", "bob")]
+        await store.write(feed.flush(snapshots=[student.snapshot() for student in students]))
+        await alter(database, "update session_snapshots set state = '\\x93' where user_id = 'ann'")
+        for load in (store.snapshots([("default", "ann"), ("default", "bob")]), store.recent_snapshots(0)):
+            with pytest.raises(StoreRefusedError, match=r"'ann' in class 'default'.* cannot be read"):
+                await load
+        assert [state.user_id for state in await store.snapshots([("default", "bob")])] == ["bob"]
+
+
 async def test_a_profile_that_says_less_takes_nothing_away(loop, database, store, feed):
     async with opened(store):
         for profile in (("Ann", "reds"), (None, None), ("Ann B", None)):
@@ -586,7 +597,7 @@ async def test_a_profile_that_says_less_takes_nothing_away(loop, database, store
 async def test_data_that_is_refused_is_told_apart_and_the_connection_goes_on(loop, database, store, feed, rule):
     async with opened(store):
         await store.write(feed.flush(run()))
-        await refuse(database, rule)
+        await alter(database, rule)
         bad = feed.flush(run(), run(notebook_path="bad.ipynb"), snapshots=[Student("new", "new class").snapshot()])
         with pytest.raises(StoreDataError) as refused:
             await store.write(bad)
@@ -601,7 +612,7 @@ async def test_data_that_is_refused_is_told_apart_and_the_connection_goes_on(loo
 async def test_a_flush_is_halved_until_the_bad_rows_are_alone(loop, database, store, feed):
     """Three bad rows of 500, a bad state and a bad notebook, against a real server."""
     async with opened(store):
-        await refuse(
+        await alter(
             database,
             "alter table cell_executions add check (notebook_path <> 'bad.ipynb');"
             "alter table users add check (username <> 'refused');"
