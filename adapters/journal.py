@@ -367,17 +367,20 @@ class SqliteJournal:
 
     async def trim(self, offsets: dict[str, int], floor: int) -> None:
         """See `engine.ports.Journal.trim`."""
-        more = True
-        while more:
-            more = await trio.to_thread.run_sync(self._trim, offsets, floor, limiter=self._limiter)
+        count = _TRIM_COMMITS
+        while count == _TRIM_COMMITS:
+            count, last, size = await trio.to_thread.run_sync(self._trim, offsets, floor, limiter=self._limiter)
+            if count:
+                self.trimmed_to = last
+                self.payload_bytes -= size
         # Passive: it copies what it can from the WAL into the database and never makes a commit wait.
         await trio.to_thread.run_sync(
             self._reader.execute, "pragma wal_checkpoint(passive)", limiter=self._read_limiter
         )
         await trio.to_thread.run_sync(self._shrink, limiter=self._limiter)
 
-    def _trim(self, offsets: dict[str, int], floor: int) -> bool:
-        """In the worker thread: trim some commits; tells whether more are left."""
+    def _trim(self, offsets: dict[str, int], floor: int) -> tuple[int, int, int]:
+        """In the worker thread: trim up to `_TRIM_COMMITS`; how many, the last seq of them, and their bytes."""
         with _transaction(self._db):
             self._db.executemany("insert or replace into offsets values (?, ?)", offsets.items())
             count, last, size = self._db.execute(
@@ -396,10 +399,7 @@ class SqliteJournal:
                 "where first_seq <= ?1 and received_at >= ?2 order by first_seq limit 1), ?1 + 1)",
                 (max(last or 0, self.trimmed_to), self._clock() - self._window_ms),
             )
-        if count:
-            self.trimmed_to = last
-            self.payload_bytes -= int(size)
-        return bool(count == _TRIM_COMMITS)
+        return int(count), last or 0, int(size)
 
     def _measure(self, name: str) -> int:
         """One of SQLite's numbers about the file, by the name of its pragma."""
