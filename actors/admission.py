@@ -1,9 +1,9 @@
 """Admission: how many students and notebooks a class may hold, checked at the edge, before the journal."""
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from itertools import compress
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 import trio
 
@@ -20,7 +20,8 @@ _NEAR: Final = 1000
 _TELL_S: Final = 60.0
 _MAX_TOLD: Final = 1000
 
-NotebookKey = tuple[str, str]  # class, path
+# Users or notebooks by class: a look at one class must not be one at all, for each newcomer of a request.
+ByClass: TypeAlias = defaultdict[str, set[str]]
 
 
 class Limits(NamedTuple):
@@ -42,8 +43,8 @@ class Admission:
         self._mailboxes = mailboxes
         self._coming: set[UserKey] = set()
         self._count: Counter[str] = Counter()  # students by class, those that are coming too
-        self._new_notebooks: set[NotebookKey] = set()
-        self._told: dict[NotebookKey, float] = {}
+        self._new_notebooks: ByClass = defaultdict(set)  # let in, and not seen by their class yet
+        self._told: dict[tuple[str, str], float] = {}  # by class and limit: until when nothing more is said
         # Whether events of known students are to be looked at too, for their notebooks.
         self.strained = limits.notebooks <= _NEAR
 
@@ -52,8 +53,8 @@ class Admission:
 
         Raises OverLimitError when some are too many; then none was let in.
         """
-        users: set[UserKey] = set()
-        notebooks: set[NotebookKey] = set()
+        users: ByClass = defaultdict(set)
+        notebooks: ByClass = defaultdict(set)
         refused: dict[int, str] = {}
         for position, event in enumerate(events):
             fault = self._user_fault(event, users)
@@ -65,9 +66,11 @@ class Admission:
             raise OverLimitError(refused)
         if not (users or notebooks):
             return None
-        self._coming |= users
-        self._count.update(class_id for class_id, _ in users)
-        self._new_notebooks |= notebooks
+        for class_id, names in users.items():
+            self._coming.update((class_id, name) for name in names)
+            self._count[class_id] += len(names)
+        for class_id, paths in notebooks.items():
+            self._new_notebooks[class_id] |= paths
         return Admitted(self, events, users, notebooks, settle)
 
     def arrived(self, key: UserKey) -> None:
@@ -81,36 +84,40 @@ class Admission:
         """A student's actor left memory."""
         self._uncount(key[0])
 
-    def grown(self, cohort: Cohort) -> None:
-        """A class has a new notebook."""
+    def grown(self, cohort: Cohort, path: str) -> None:
+        """A class has a new notebook, or knows more of one."""
+        if cohort.class_id in self._new_notebooks:
+            self._drop_notebooks(cohort.class_id, {path})
         self.strained = self.strained or len(cohort.notebooks) + _NEAR >= self._limits.notebooks
 
-    def _user_fault(self, event: Event, newcomers: set[UserKey]) -> str | None:
-        key = (event.class_id, event.user_id)
-        if key in self._users or key in self._coming or key in newcomers:
+    def _user_fault(self, event: Event, newcomers: ByClass) -> str | None:
+        class_id, user_id = key = (event.class_id, event.user_id)
+        if key in self._users or key in self._coming:
             return None
-        coming = sum(class_id == event.class_id for class_id, _ in newcomers)
-        if self._count[event.class_id] + coming < self._limits.users:
-            newcomers.add(key)
+        mates = newcomers[class_id]
+        if user_id in mates:
             return None
-        return self._full(event.class_id, f"{self._limits.users} users", "limits.users_per_class")
+        if self._count[class_id] + len(mates) < self._limits.users:
+            mates.add(user_id)
+            return None
+        return self._full(class_id, f"{self._limits.users} users", "limits.users_per_class")
 
-    def _notebook_fault(self, event: Event, newcomers: set[NotebookKey]) -> str | None:
-        if event.notebook_path is None:
+    def _notebook_fault(self, event: Event, newcomers: ByClass) -> str | None:
+        class_id, path = event.class_id, event.notebook_path
+        if path is None:
             return None
-        cohort = self._cohorts.get(event.class_id)
+        cohort = self._cohorts.get(class_id)
         known: Mapping[str, object] = {} if cohort is None else cohort.notebooks
-        key = (event.class_id, event.notebook_path)
-        if event.notebook_path in known or key in newcomers or key in self._new_notebooks:
+        under_way = self._new_notebooks.get(class_id, ())
+        if path in known or path in under_way:
             return None
-        self._new_notebooks = {
-            each for each in self._new_notebooks if each[0] != event.class_id or each[1] not in known
-        }
-        coming = sum(class_id == event.class_id for class_id, _ in (*newcomers, *self._new_notebooks))
-        if len(known) + coming < self._limits.notebooks:
-            newcomers.add(key)
+        others = newcomers[class_id]
+        if path in others:
             return None
-        return self._full(event.class_id, f"{self._limits.notebooks} notebooks", "limits.notebooks_per_class")
+        if len(known) + len(under_way) + len(others) < self._limits.notebooks:
+            others.add(path)
+            return None
+        return self._full(class_id, f"{self._limits.notebooks} notebooks", "limits.notebooks_per_class")
 
     def _full(self, class_id: str, what: str, limit: str) -> str:
         message = f"class {class_id} already has {what}: {limit}"
@@ -122,12 +129,19 @@ class Admission:
             self._mailboxes.alert("class is full", class_id, limit, message)
         return message
 
-    def release(self, users: Iterable[UserKey], notebooks: Iterable[NotebookKey]) -> None:
+    def release(self, users: ByClass, notebooks: ByClass) -> None:
         """These did not come after all."""
-        for key in self._coming.intersection(users):
-            self._coming.discard(key)
-            self._uncount(key[0])
-        self._new_notebooks.difference_update(notebooks)
+        for class_id, names in users.items():
+            for key in self._coming.intersection((class_id, name) for name in names):
+                self._coming.discard(key)
+                self._uncount(class_id)
+        for class_id, paths in notebooks.items():
+            self._drop_notebooks(class_id, paths)
+
+    def _drop_notebooks(self, class_id: str, paths: set[str]) -> None:
+        self._new_notebooks[class_id] -= paths
+        if not self._new_notebooks[class_id]:
+            del self._new_notebooks[class_id]
 
     def _uncount(self, class_id: str) -> None:
         self._count[class_id] -= 1
@@ -142,8 +156,8 @@ class Admitted:
         self,
         admission: Admission,
         events: list[Event],
-        users: set[UserKey],
-        notebooks: set[NotebookKey],
+        users: ByClass,
+        notebooks: ByClass,
         settle: Settle,
     ) -> None:
         self._admission = admission
@@ -156,10 +170,10 @@ class Admitted:
         """See `engine.ports.Settle`."""
         # A repeat brings nobody in.
         kept = [] if isinstance(outcome, UnavailableError) else [*compress(self._events, outcome)]
-        self._admission.release(
-            self._users - {(event.class_id, event.user_id) for event in kept},
-            self._notebooks - {(event.class_id, event.notebook_path or "") for event in kept},
-        )
+        for event in kept:
+            self._users[event.class_id].discard(event.user_id)
+            self._notebooks[event.class_id].discard(event.notebook_path or "")
+        self._admission.release(self._users, self._notebooks)
         self._settle(outcome)
 
     def withdraw(self) -> None:

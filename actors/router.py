@@ -171,7 +171,7 @@ class Router:
         cohort = self.cohorts.get(event.class_id) or self.cohort(event.class_id)
         path = event.notebook_path
         if cohort.observe(event) and path is not None:
-            self._admission.grown(cohort)
+            self._admission.grown(cohort, path)
             key = (event.class_id, path)
             self._mailboxes.notebooks.put(key, cohort.notebooks[path])  # to be stored
             self._mailboxes.resized.put(key, None)  # to be shown
@@ -200,7 +200,7 @@ class Router:
     def adopt_notebook(self, class_id: str, path: str, totals: NotebookTotals) -> None:
         """A notebook's size, as a store knew it."""
         mine = self.cohort(class_id).notebooks.setdefault(path, NotebookTotals())
-        self._admission.grown(self.cohorts[class_id])
+        self._admission.grown(self.cohorts[class_id], path)
         if mine.merge(totals):
             self._mailboxes.resized.put((class_id, path), None)
 
