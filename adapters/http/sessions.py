@@ -32,15 +32,18 @@ class SessionRoutes:
         limit = parameters.limit(request.query_params.get("limit", "10"))
         before = parameters.cursor(request.query_params.get("cursor"))
         stored = await self._queries.user_sessions(user_id, class_id, notebook, limit + 1, before)
+        end = _order(stored[-1]) if len(stored) > limit else None  # what is older belongs to the next page
         live, gone = self._live.sessions(class_id, user_id)
         rows = {row.id: row for row in stored if row.id not in gone}
         for row in live:
-            if (notebook is None or row.notebook_path == notebook) and (before is None or _order(row) < before):
+            if not _within(row, before, end):
+                rows.pop(row.id, None)
+            elif notebook is None or row.notebook_path == notebook:
                 rows[row.id] = row
         page = sorted(rows.values(), key=_order, reverse=True)
         answer: dict[str, Any] = {"user_id": user_id, "class_id": class_id}
         answer["sessions"] = [session_view(user_id, class_id, row) for row in page[:limit]]
-        return _paged(answer, page, limit)
+        return _paged(answer, page, limit, end)
 
     async def class_sessions(self, request: Request) -> Response:
         """Those of a class that started within ``since``."""
@@ -50,7 +53,7 @@ class SessionRoutes:
         before = parameters.cursor(request.query_params.get("cursor"))
         stored = await self._queries.class_sessions(class_id, since, limit + 1, before)
         found = {each.row.id: each for each in stored}
-        end = _order(stored[-1].row) if len(stored) > limit else None  # what is older belongs to the next page
+        end = _order(stored[-1].row) if len(stored) > limit else None
         for each in self._live.class_sessions(class_id, since, limit + 1, before):
             if end is None or _order(each.row) >= end:
                 found[each.row.id] = each
@@ -72,7 +75,7 @@ def _view(class_id: str, session: ClassSession) -> dict[str, Any]:
     return view if session.user_name is None else {**view, "user_name": session.user_name}
 
 
-def _paged(answer: dict[str, Any], page: list[SessionRow], limit: int, end: Position | None = None) -> Response:
+def _paged(answer: dict[str, Any], page: list[SessionRow], limit: int, end: Position | None) -> Response:
     """With a cursor where there is more. ``end``: the last that was stored, when that was a full page."""
     if len(page) > limit:
         answer["next_cursor"] = parameters.next_cursor(_order(page[limit - 1]))
