@@ -76,6 +76,11 @@ class Event(msgspec.Struct, array_like=True, gc=False):
         return self.event_type == EXECUTION_ERROR or (self.event_type == CELL_EXECUTED and self.has_error is True)
 
 
+def error_class(message: str) -> str:
+    """The kind of an error by its message: ``NameError`` of ``NameError: name 'x' is not defined``."""
+    return message.partition(":")[0]
+
+
 class Commit(msgspec.Struct, gc=False, frozen=True):
     """What one journal transaction made durable: ``events[i]`` has ``seq == first_seq + i``."""
 
