@@ -27,8 +27,6 @@ class ReadThrough(Generic[Value]):
         self._decode = msgspec.json.Decoder(kind).decode
         self._ttl_s = ttl_s
         self._flights: dict[str, _Flight[Value]] = {}
-        self.hits = 0  # answers from the cache
-        self.misses = 0  # answers that were made
 
     async def get(self, key: str, compute: Callable[[], Awaitable[Value]]) -> Value:
         """The value of a key. Do not change it: others may have the same. Raises what ``compute`` raises."""
@@ -56,13 +54,9 @@ class ReadThrough(Generic[Value]):
         text = await self._cache.get(key)
         if text is not None:
             try:
-                value = self._decode(text)
+                return self._decode(text)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 log.warning("cached value is broken; it is made anew", key=key)
-            else:
-                self.hits += 1
-                return value
-        self.misses += 1
         value = await compute()
         self._cache.put(key, _encode(value), self._ttl_s)
         return value

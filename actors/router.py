@@ -34,7 +34,7 @@ log = structlog.get_logger("router")
 
 
 class Router:
-    """Owns the session actors and the cohorts. Data goes in by `accept` (edge) and `commits` (journal)."""
+    """Owns the session actors and the cohorts. Data goes in by `accept` (edge) and `commit` (journal)."""
 
     def __init__(
         self,

@@ -1,20 +1,18 @@
 """Supervision: an actor that fails is run again, with backoff; it never takes its siblings down."""
 
-import random
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 import structlog
 import trio
 
+from engine.backoff import Backoff
 from engine.errors import StartError, StoreUnavailableError
 
 # Seconds before the first restart, doubling up to the last; back to the first after an actor held out for a while.
 _FIRST_S: Final = 0.1
 _LAST_S: Final = 5.0
 _HELD_OUT_S: Final = 60.0
-# Each pause is shortened by chance to no less than this part: what failed together does not come back together.
-_JITTER: Final = 0.5
 
 log = structlog.get_logger("supervisor")
 
@@ -24,7 +22,7 @@ async def supervise(name: str, run: Callable[[], Awaitable[None]]) -> None:
 
     StartError passes: trying again cannot help.
     """
-    wait = _FIRST_S
+    backoff = Backoff(_FIRST_S, _LAST_S)
     while True:
         began = trio.current_time()
         try:
@@ -37,6 +35,6 @@ async def supervise(name: str, run: Callable[[], Awaitable[None]]) -> None:
             log.exception("actor restarts", actor=name)
         else:
             return
-        wait = _FIRST_S if trio.current_time() - began > _HELD_OUT_S else wait
-        await trio.sleep(wait * random.uniform(_JITTER, 1))  # noqa: S311 - not a secret
-        wait = min(wait * 2, _LAST_S)
+        if trio.current_time() - began > _HELD_OUT_S:
+            backoff.reset()
+        await trio.sleep(backoff.pause_s())

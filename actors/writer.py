@@ -3,13 +3,13 @@
 It runs behind everything: a store that is away or slow costs disk, never an answer and never memory.
 """
 
-import random
 from enum import Enum
 from typing import Any, Final, Protocol
 
 import structlog
 import trio
 
+from engine.backoff import Backoff
 from engine.errors import StoreDataError, StoreRefusedError, StoreUnavailableError
 from engine.event import UserKey
 from engine.faults import reach
@@ -22,11 +22,10 @@ from .mailboxes import Mailboxes
 from .recovery import Recovery
 from .trimming import Trimming
 
-# Between two tries to reach a store that is away, in seconds: doubling, each shortened by chance to no less than this
-# part. The last is short enough that a store which returns is seen before anybody wonders.
+# Between two tries to reach a store that is away, in seconds, doubling up to the last: short enough that a store which
+# returns is seen before anybody wonders.
 _FIRST_S: Final = 0.5
 _LAST_S: Final = 5.0
-_JITTER: Final = 0.5
 
 log = structlog.get_logger("writer")
 
@@ -105,7 +104,7 @@ class StoreWriter:
         self.offset = journal.trimmed_to
         self.flush_times = Histogram()
         self._fault: str | None = "not reached yet"
-        self._wait = _FIRST_S  # seconds before the next try
+        self._backoff = Backoff(_FIRST_S, _LAST_S)
         self._asked = 0.0  # seconds that the store itself asked to be left alone
         self._scope = trio.CancelScope()
         trimming.expect(*cargo.names)
@@ -142,8 +141,7 @@ class StoreWriter:
             while not await self._attempt():
                 if self._finishing.is_set():
                     return
-                await trio.sleep(max(self._asked, self._wait * random.uniform(_JITTER, 1)))  # noqa: S311 - not a secret
-                self._wait = min(self._wait * 2, _LAST_S)
+                await trio.sleep(max(self._asked, self._backoff.pause_s()))
 
     async def _attempt(self) -> bool:
         """Serve while the store is there; tells whether all is done."""
@@ -192,7 +190,7 @@ class StoreWriter:
             self._cargo.failed()
             raise
         self.flush_times.observe(trio.current_time() - began)
-        self._wait = _FIRST_S
+        self._backoff.reset()
         committed = self._cargo.stored(flush, refused)
         self.offset = upto
         reach("writer.trim")

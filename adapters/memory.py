@@ -1,7 +1,7 @@
 """In-memory twins of the ports, under the same contract suites as the real ones. Nothing here outlives the process.
 
-Journal and store are for tests of actors: they are not bounded, and break on purpose when they are told to. Bus and
-cache serve where no Redis is configured, too.
+Journal, stores and bus are for tests: they are not bounded, and the first two break on purpose when they are told to.
+The cache serves where no Redis is configured, too.
 """
 
 from collections import defaultdict

@@ -1,19 +1,8 @@
-from config.errors import ConfigError
-from config.loading import is_loopback, load
-from config.reloading import Reloader
-from config.settings import Auth, Broadcast, Http, Journal, Postgres, Session, Settings, Stuck
+"""The configuration: a file, the environment and secrets, checked as a whole before anything starts."""
 
-__all__ = [
-    "Auth",
-    "Broadcast",
-    "ConfigError",
-    "Http",
-    "Journal",
-    "Postgres",
-    "Reloader",
-    "Session",
-    "Settings",
-    "Stuck",
-    "is_loopback",
-    "load",
-]
+from config.errors import ConfigError
+from config.loading import load
+from config.reloading import Reloader
+from config.settings import Settings
+
+__all__ = ["ConfigError", "Reloader", "Settings", "load"]

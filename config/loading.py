@@ -23,7 +23,6 @@ from config.settings import EMBEDDED, KEYS, UNAVAILABLE, Rule, Settings
 
 SECTIONS: Final = frozenset(name.partition(".")[0] for name in KEYS if "." in name)
 UNAVAILABLE_SECTIONS: Final = UNAVAILABLE.keys() - SECTIONS
-# Keys that may also come from a file or a systemd credential.
 PREFIX: Final = "CLASSPULSE_"
 SHOWN_CHARS: Final = 80  # of a wrong value: enough to know it again on one line
 

@@ -241,7 +241,7 @@ class Limits:
 class Retention:
     """When rows are dropped, a whole month (UTC) at a time. An event may be 30 days old when it comes."""
 
-    events_days: int = _key(400, "cell_executions, activity_events", unit="days", low=31, high=36_600)
+    events_days: int = _key(400, "cell_executions, activity_events, samples", unit="days", low=31, high=36_600)
     sessions_days: int = _key(1200, "learning_sessions", unit="days", low=31, high=36_600)
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from engine.clock import rfc3339
-from engine.event import EXECUTION_ERROR, HELP_REQUESTED, HELP_RESOLVED, Event, Order
+from engine.event import EXECUTION_ERROR, HELP_REQUESTED, HELP_RESOLVED, Event, Order, error_class
 from engine.ids import alert_uuid
 from engine.session import UserState
 from engine.view import Thresholds, help_wanted, trouble
@@ -72,7 +72,7 @@ class Alert(msgspec.Struct, frozen=True, gc=False):
             "notebook_path": self.notebook_path,
             "cell_id": self.cell_id,
             "cell_index": self.cell_index,
-            "error_class": None if message is None else message.partition(":")[0],
+            "error_class": None if message is None else error_class(message),
             "error_message": message,
             "students": self.students,
         }

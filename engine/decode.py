@@ -15,7 +15,14 @@ import msgspec
 
 from engine.clock import parse_rfc3339
 from engine.errors import MalformedError, TooManyEventsError
-from engine.event import NEEDS_NOTEBOOK, TYPE_ALIASES, Event
+from engine.event import (
+    MAX_CELL_ID_CHARS,
+    MAX_PATH_CHARS,
+    MAX_USER_ID_CHARS,
+    NEEDS_NOTEBOOK,
+    TYPE_ALIASES,
+    Event,
+)
 from engine.ids import uuid7
 from engine.jsontext import decode_json, decode_utf8, encode_json
 from engine.wire import Rules, decode_plain
@@ -146,8 +153,8 @@ def _user_id(raw: Any) -> str:
     if type(raw) is not str:
         _expected("a string", raw)
     text = tidy_user_id(raw)
-    if not 1 <= len(text) <= 254:
-        raise _InvalidError(f"must have 1 to 254 characters, has {len(text)}")
+    if not 1 <= len(text) <= MAX_USER_ID_CHARS:
+        raise _InvalidError(f"must have 1 to {MAX_USER_ID_CHARS} characters, has {len(text)}")
     return text
 
 
@@ -215,8 +222,8 @@ FIELDS: Final[dict[str, tuple[tuple[str, ...], Check]]] = {
     "team": (("teamName",), _name(100)),
     "class_id": (("classId",), _class_id),
     "session_id": (("sessionId",), _name(128)),
-    "notebook_path": (("notebookPath",), _name(500, 1)),
-    "cell_id": (("cellId",), _name(500)),
+    "notebook_path": (("notebookPath",), _name(MAX_PATH_CHARS, 1)),
+    "cell_id": (("cellId",), _name(MAX_CELL_ID_CHARS)),
     "cell_index": (("cellIndex",), _integer(0)),
     "cell_type": (("cellType",), _cell_type),
     "execution_count": (("executionCount",), _integer()),

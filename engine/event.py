@@ -25,6 +25,11 @@ CELL_TYPES: Final = frozenset({CELL_EXECUTED, EXECUTION_ERROR})
 NOTEBOOK_TYPES: Final = frozenset({NOTEBOOK_OPENED, NOTEBOOK_SAVED, NOTEBOOK_CLOSED})
 NEEDS_NOTEBOOK: Final = CELL_TYPES | NOTEBOOK_TYPES
 
+# Longest user id, notebook path and cell id, in characters; an event with a longer one is rejected.
+MAX_USER_ID_CHARS: Final = 254
+MAX_PATH_CHARS: Final = 500
+MAX_CELL_ID_CHARS: Final = 500
+
 # Identity of a student in a class: (class_id, user_id). One actor each.
 UserKey: TypeAlias = tuple[str, str]
 
@@ -69,6 +74,11 @@ class Event(msgspec.Struct, array_like=True, gc=False):
     def failed(self) -> bool:
         """Whether this is the run of a cell that ended in an error."""
         return self.event_type == EXECUTION_ERROR or (self.event_type == CELL_EXECUTED and self.has_error is True)
+
+
+def error_class(message: str) -> str:
+    """The kind of an error by its message: ``NameError`` of ``NameError: name 'x' is not defined``."""
+    return message.partition(":")[0]
 
 
 class Commit(msgspec.Struct, gc=False, frozen=True):

@@ -1,11 +1,14 @@
 """One answer of several databases, each of which has some of a class's students."""
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, islice
+from typing import TypeVar
 
 from engine.ports import ClassSession
 from engine.series import Activity, CellWork, Errors
+
+Row = TypeVar("Row", Activity, Errors)
 
 
 def merge_sessions(pages: Iterable[list[ClassSession]], limit: int) -> list[ClassSession]:
@@ -16,33 +19,33 @@ def merge_sessions(pages: Iterable[list[ClassSession]], limit: int) -> list[Clas
 
 def merge_activity(parts: Iterable[list[Activity]]) -> list[Activity]:
     """Sums by group and bucket."""
-    merged: dict[tuple[str, int], Activity] = {}
-    for row in chain.from_iterable(parts):
-        known = merged.get((row.group, row.start))
-        merged[row.group, row.start] = (
-            row
-            if known is None
-            else Activity(
-                row.group,
-                row.start,
-                known.executions + row.executions,
-                known.timed + row.timed,
-                known.total_ms + row.total_ms,
-            )
+
+    def add(one: Activity, other: Activity) -> Activity:
+        return Activity(
+            one.group,
+            one.start,
+            one.executions + other.executions,
+            one.timed + other.timed,
+            one.total_ms + other.total_ms,
         )
-    return list(merged.values())
+
+    return _merged(parts, add)
 
 
 def merge_errors(parts: Iterable[list[Errors]]) -> list[Errors]:
     """Sums by group and bucket."""
-    merged: dict[tuple[str, int], Errors] = {}
+
+    def add(one: Errors, other: Errors) -> Errors:
+        return Errors(one.group, one.start, one.executions + other.executions, one.errors + other.errors)
+
+    return _merged(parts, add)
+
+
+def _merged(parts: Iterable[list[Row]], add: Callable[[Row, Row], Row]) -> list[Row]:
+    merged: dict[tuple[str, int], Row] = {}
     for row in chain.from_iterable(parts):
         known = merged.get((row.group, row.start))
-        merged[row.group, row.start] = (
-            row
-            if known is None
-            else Errors(row.group, row.start, known.executions + row.executions, known.errors + row.errors)
-        )
+        merged[row.group, row.start] = row if known is None else add(known, row)
     return list(merged.values())
 
 

@@ -5,14 +5,15 @@ from urllib.parse import unquote
 
 from engine.decode import is_class_id, tidy_user_id
 from engine.errors import UnknownTopicError
+from engine.event import MAX_PATH_CHARS, MAX_USER_ID_CHARS
 
 CLASS: Final = "class"
 USER: Final = "user"
 NOTEBOOK: Final = "notebook"
 OPS: Final = "ops"
 
-# Longest part of a name, in characters: that of a user id and of a notebook path.
-_LONGEST: Final = {USER: 254, NOTEBOOK: 500}
+# Longest part of a name, in characters.
+_LONGEST: Final = {USER: MAX_USER_ID_CHARS, NOTEBOOK: MAX_PATH_CHARS}
 
 
 class TopicName(NamedTuple):

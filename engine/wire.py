@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec.structs import astuple
 
-from engine.event import NEEDS_NOTEBOOK, Event
+from engine.event import MAX_CELL_ID_CHARS, MAX_PATH_CHARS, MAX_USER_ID_CHARS, NEEDS_NOTEBOOK, Event
 
 _INT_MAX: Final = 2**31 - 1
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -21,15 +21,15 @@ _MS: Final = timedelta(milliseconds=1)
 # By `re`, because `in` takes twice as long to find out that a body has none.
 _find_nul: Final = re.compile(rb"\\u0000").search
 # A user id that is stored as it was sent: nothing to trim, nothing to lower.
-_TIDY_USER: Final = re.compile(r"[a-z0-9._@+-]{1,254}")
+_TIDY_USER: Final = re.compile(rf"[a-z0-9._@+-]{{1,{MAX_USER_ID_CHARS}}}")
 
 _Stamp = Annotated[datetime, msgspec.Meta(tz=True)] | int | float | None
 _Id = Annotated[str, msgspec.Meta(min_length=1, max_length=128)] | None
 _Name = Annotated[str, msgspec.Meta(max_length=200)] | None
 _Team = Annotated[str, msgspec.Meta(max_length=100)] | None
 _SessionId = Annotated[str, msgspec.Meta(max_length=128)] | None
-_Path = Annotated[str, msgspec.Meta(min_length=1, max_length=500)] | None
-_CellId = Annotated[str, msgspec.Meta(max_length=500)] | None
+_Path = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_PATH_CHARS)] | None
+_CellId = Annotated[str, msgspec.Meta(max_length=MAX_CELL_ID_CHARS)] | None
 _Index = Annotated[int, msgspec.Meta(ge=0, le=_INT_MAX)] | None
 _Int = Annotated[int, msgspec.Meta(ge=-_INT_MAX - 1, le=_INT_MAX)] | None
 _Duration = Annotated[float, msgspec.Meta(ge=0)] | None

@@ -1,6 +1,5 @@
 """`engine.ports.Bus` and `Cache` on one Redis."""
 
-import random
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -9,13 +8,14 @@ import structlog
 import trio
 
 from adapters.asyncio_bridge import RedisLink
+from engine.backoff import Backoff
 from engine.errors import StoreMisconfiguredError, StoreUnavailableError
 
 from .backlog import Backlog, Batch, Message, Write
 
 # How long a reader waits for a cached value, in seconds: making it anew costs about as much.
 _PATIENCE_S: Final = 0.25
-# Seconds before the next try of a server that is away, doubling up to the last; shortened by chance to half at most.
+# Seconds before the next try of a server that is away, doubling up to the last.
 _FIRST_S: Final = 0.1
 _LAST_S: Final = 2.0
 # How long the shutdown waits for what still waits to go out, in seconds.
@@ -118,21 +118,21 @@ class RemoteBus:
 
     async def run(self) -> None:
         """Send what waits, for ever; while the server is away, try to reach it with growing pauses."""
-        pause = _FIRST_S
+        backoff = Backoff(_FIRST_S, _LAST_S)
         while True:
             try:
                 if self._fault is not None:
                     await self.ping()  # costs nothing of the backlog when it fails
                     self._answers()
-                    pause = pause if self._refused else _FIRST_S
+                    if not self._refused:
+                        backoff.reset()
                 await self._backlog.wait_filled()
                 await self._send()
             except StoreUnavailableError as error:
                 self._failed(await self._link.explained(error))
-                await trio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - not a secret
-                pause = min(pause * 2, _LAST_S)
+                await trio.sleep(backoff.pause_s())
             else:
-                pause = _FIRST_S
+                backoff.reset()
 
     async def close(self) -> None:
         """Send what waits, if that is quick, and let go of the connections."""

@@ -1,3 +1,5 @@
+"""The server's life: its cluster and its process, from the first start to the end, and what a killed daemon left."""
+
 import os
 import pwd
 import shutil

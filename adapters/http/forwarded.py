@@ -1,6 +1,6 @@
 """What trusted proxies say about a request: ``X-Forwarded-*``, or ``Forwarded`` (RFC 7239).
 
-A proxy adds its word at the end of a list, so the last is the nearest one's the only one surely not made up.
+A proxy adds its word at the end of a list: the last is the nearest proxy's, and the only one surely not made up.
 """
 
 import ipaddress

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Final
 
 from engine.decode import DEFAULT_CLASS
+from engine.event import MAX_PATH_CHARS
 from engine.series import DURATION, GROUPS, MAX_BUCKETS
 
 from .schemas import CLASS, SCHEMAS, STRING, Schema, array, ref
@@ -146,7 +147,7 @@ def document(*, max_events: int, max_limit: int) -> Schema:
                 "A notebook as the class has worked on it, of all that is stored.",
                 {"200": _answer("The summary.", ref("NotebookSummary"))} | away,
                 _CLASS_PARAMETER,
-                _parameter("path", "query", STRING | {"minLength": 1, "maxLength": 500}, "The notebook.")
+                _parameter("path", "query", STRING | {"minLength": 1, "maxLength": MAX_PATH_CHARS}, "The notebook.")
                 | {"required": True},
             ),
             "/api/v1/series/activity": _get(

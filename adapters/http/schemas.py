@@ -8,8 +8,9 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from engine.decode import CLASS_ID, DEFAULT_CLASS, EVENT_TYPE, FIELDS, MAX_OBJECT_BYTES
-from engine.event import NEEDS_NOTEBOOK, TYPE_ALIASES
+from engine.event import MAX_USER_ID_CHARS, NEEDS_NOTEBOOK, TYPE_ALIASES
 from engine.series import GROUPS
+from engine.view import STATUSES
 from engine.wire import CELL_MONITOR_NAMES, FIELD_TYPES
 
 Schema: TypeAlias = dict[str, Any]
@@ -22,7 +23,6 @@ CLASS: Final[Schema] = {"type": "string", "pattern": f"^{CLASS_ID.pattern}$"}
 _KNOWN_TYPES: Final = sorted(
     {*NEEDS_NOTEBOOK, *TYPE_ALIASES, *TYPE_ALIASES.values(), "session_start", "session_end", "progress"}
 )
-_STATUSES: Final = ("active", "idle", "error", "stuck", "help", "offline")
 
 
 def _object(required: dict[str, Schema], optional: dict[str, Schema] | None = None) -> Schema:
@@ -47,7 +47,7 @@ def ref(name: str) -> Schema:
 _NARROWER: Final[dict[str, Schema]] = {
     "event_type": {"type": "string", "anyOf": [{"enum": _KNOWN_TYPES}, {"pattern": f"^{EVENT_TYPE.pattern}$"}]},
     # Python strips more than \s of ECMAScript, whose regular expressions these are.
-    "user_id": {"type": "string", "maxLength": 254, "pattern": r"[^\s\x1c-\x1f\x85]"},
+    "user_id": {"type": "string", "maxLength": MAX_USER_ID_CHARS, "pattern": r"[^\s\x1c-\x1f\x85]"},
     "class_id": {"anyOf": [CLASS, {"type": "null"}], "default": DEFAULT_CLASS},
     "data": {"type": ["object", "null"]},
     "metadata": {"type": ["object", "null"]},
@@ -91,7 +91,7 @@ _REJECTED: Final = array(_object({"index": COUNT, "error": STRING}, {"event_id":
 _FAULT: Final = _object({"code": STRING, "message": STRING})
 
 _USER: Final = _object(
-    {"user_id": STRING, "status": {"enum": list(_STATUSES)}, "cell_executions": COUNT, "error_count": COUNT},
+    {"user_id": STRING, "status": {"enum": list(STATUSES)}, "cell_executions": COUNT, "error_count": COUNT},
     {
         "user_name": STRING,
         "team": STRING,
@@ -107,7 +107,7 @@ _USER: Final = _object(
 )
 _SUMMARY: Final = _object(
     {"total_students": COUNT}
-    | dict.fromkeys(_STATUSES, COUNT)
+    | dict.fromkeys(STATUSES, COUNT)
     | {"cell_executions": COUNT, "error_count": COUNT, "avg_progress": NUMBER}
 )
 _SESSION: Final = _object(

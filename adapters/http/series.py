@@ -1,7 +1,7 @@
 """The routes of time series and of a notebook's summary."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, Final, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import attrs
 import trio
@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from engine.clock import WallClock, rfc3339
 from engine.decode import DEFAULT_CLASS
+from engine.event import MAX_PATH_CHARS
 from engine.ports import SeriesQueries
 from engine.series import GROUPS, By, Window, activity_series, errors_series
 
@@ -18,7 +19,6 @@ from . import parameters
 from .answers import json_answer
 
 Row = TypeVar("Row")
-_MAX_PATH: Final = 500  # characters, as of an event's notebook_path
 
 
 @attrs.frozen
@@ -44,8 +44,8 @@ class SeriesRoutes:
         """A notebook as the class has worked on it."""
         class_id = parameters.class_id(request.query_params.get("class", DEFAULT_CLASS))
         path = request.query_params.get("path", "").replace("\0", "\u2400")  # as `engine.decode` does
-        if not 1 <= len(path) <= _MAX_PATH:
-            raise HTTPException(400, f"path: must be a notebook's path, 1 to {_MAX_PATH} characters")
+        if not 1 <= len(path) <= MAX_PATH_CHARS:
+            raise HTTPException(400, f"path: must be a notebook's path, 1 to {MAX_PATH_CHARS} characters")
         return json_answer(await self._queries.notebook_summary(class_id, path))
 
     def _asked(self, request: Request, *, since: str, every: str, by: By) -> tuple[str, By, Window]:

@@ -14,6 +14,7 @@ import trio
 from engine.errors import StoreRefusedError, StoreUnavailableError
 from engine.measures import Histograms
 
+from .senders import client_of, patient_request
 from .target import Target
 
 # Seconds: until a server that does not answer a connect counts as away; and until a query is given up.
@@ -65,13 +66,7 @@ class InfluxQl:
         self._times = (times or Histograms()).of(_DATABASE, "select")
         database, _, policy = target.bucket.partition("/") if target.api == "v1" else (target.bucket, "", "")
         self._place = {"db": database} | ({"rp": policy} if policy else {})
-        self._client = httpx.AsyncClient(
-            base_url=target.url,
-            auth=target.authorization,
-            headers=target.headers,
-            timeout=httpx.Timeout(None, connect=_CONNECT_S),
-            trust_env=False,
-        )
+        self._client = client_of(target, httpx.Timeout(None, connect=_CONNECT_S))
 
     async def query(self, *statements: str, bound: Bound) -> list[list[Point]]:
         """Run statements; returns the points of each. ``bound``: the values of ``$name`` in them.
@@ -91,9 +86,7 @@ class InfluxQl:
         }
         began = trio.current_time()
         try:
-            answer = await self._client.post("/query", data=form)
-        except httpx.HTTPError as error:
-            raise StoreUnavailableError(f"InfluxDB is away: {type(error).__name__}") from None
+            answer = await patient_request(self._client, "POST", "/query", data=form)
         finally:
             self._times.observe(trio.current_time() - began)  # failures too: who looks wants to see a time-out
         try:

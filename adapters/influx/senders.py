@@ -102,13 +102,16 @@ class V2Sender:
             await trio.to_thread.run_sync(self._client.close, limiter=self._limiter, abandon_on_cancel=True)
 
 
-def client_of(target: Target) -> httpx.AsyncClient:
-    """A client for one server. It reads no environment: what is configured is what is called."""
+def client_of(target: Target, timeout: httpx.Timeout | float = REQUEST_S) -> httpx.AsyncClient:
+    """A client for one server; ``timeout`` is in seconds.
+
+    It reads no environment: what is configured is what is called.
+    """
     return httpx.AsyncClient(
         base_url=target.url,
         auth=target.authorization,
         headers=target.headers,
-        timeout=REQUEST_S,
+        timeout=timeout,
         trust_env=False,
     )
 
@@ -116,12 +119,17 @@ def client_of(target: Target) -> httpx.AsyncClient:
 async def request(client: httpx.AsyncClient, method: str, path: str, **arguments: Any) -> httpx.Response:
     """One request under one deadline. Raises StoreUnavailableError when it is not answered."""
     with trio.move_on_after(REQUEST_S):
-        try:
-            return await client.request(method, path, **arguments)
-        except (httpx.TransportError, httpx.InvalidURL, OSError) as error:
-            # A refused connection has many words; its type says it in one.
-            raise StoreUnavailableError(f"InfluxDB: {client.base_url} is away: {type(error).__name__}") from None
+        return await patient_request(client, method, path, **arguments)
     raise StoreUnavailableError(f"InfluxDB: {client.base_url} is away: no answer within {REQUEST_S:g} s")
+
+
+async def patient_request(client: httpx.AsyncClient, method: str, path: str, **arguments: Any) -> httpx.Response:
+    """One request without a deadline but the client's own. Raises StoreUnavailableError when it is not answered."""
+    try:
+        return await client.request(method, path, **arguments)
+    except (httpx.RequestError, httpx.InvalidURL, OSError) as error:
+        # A refused connection has many words; its type says it in one.
+        raise StoreUnavailableError(f"InfluxDB: {client.base_url} is away: {type(error).__name__}") from None
 
 
 def _gzip(lines: bytes) -> bytes:

@@ -1,14 +1,13 @@
 """`engine.ports.RowStore` on InfluxDB: cell events and samples as points; it holds no other event, and no offset."""
 
 from email.utils import parsedate_to_datetime
-from typing import Final
 
 import trio
 
+from adapters.chunks import in_chunks
 from engine.checks import Finding, clock_ahead
 from engine.clock import WallClock
 from engine.errors import StoreUnavailableError
-from engine.event import PackedCommit
 from engine.measures import Histograms
 from engine.ports import Flush
 
@@ -16,9 +15,6 @@ from .answers import Answer
 from .lines import cell_lines, sample_lines
 from .senders import Sender, V1Sender, V2Sender, client_of, request
 from .target import Target
-
-# Events between two looks at other tasks while they are written as lines: about 5 ms of work.
-_CHUNK: Final = 1500
 
 
 class InfluxStore:
@@ -64,7 +60,7 @@ class InfluxStore:
     async def write(self, flush: Flush) -> None:
         """See `engine.ports.RowStore`. It has no transactions: points of a flush that fails may be there."""
         lines = sample_lines(flush.samples)
-        for chunk in _chunks(flush.commits):
+        for chunk in in_chunks(flush.commits):
             lines += cell_lines(chunk, index_is_tag=self._index_is_tag)
             await trio.lowlevel.checkpoint()
         if lines:
@@ -120,16 +116,3 @@ def _clock_ahead(date: float, now: int) -> int:
     """How far a clock that tells whole seconds is ahead of ours, in ms; within its second it agrees."""
     theirs = int(date * 1000)
     return -clock_ahead(theirs, now, theirs + 999)
-
-
-def _chunks(commits: list[PackedCommit]) -> list[list[PackedCommit]]:
-    """The same commits, about `_CHUNK` events at a time."""
-    chunks: list[list[PackedCommit]] = [[]]
-    events = 0
-    for commit in commits:
-        if events >= _CHUNK:
-            chunks.append([])
-            events = 0
-        chunks[-1].append(commit)
-        events += len(commit)
-    return chunks

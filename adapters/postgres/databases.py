@@ -1,6 +1,6 @@
 """PostgreSQL as a daemon has it: one database or several, with replicas and a login for students where there are."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -70,9 +70,8 @@ class Databases:
             for reads in self._reads:
                 nursery.start_soon(reads.run)
 
-    def health(self, writers: Sequence[Callable[[], dict[str, Any]]]) -> dict[str, Any]:
-        """What there is to say beside a ping. ``writers`` say how each store is; several count as their worst."""
-        facts = [writer() for writer in writers]
+    def health(self, facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """What there is to say beside a ping. ``facts`` are of each store's writer; several count as their worst."""
         if len(facts) == 1:
             return facts[0] | self._reads[0].health
         together: dict[str, Any] = {

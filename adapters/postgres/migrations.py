@@ -46,17 +46,18 @@ def migrations() -> list[Migration]:
 
 
 async def migrate(connection: Connection, *, apply: bool) -> None:
-    """Bring the schema to this version's; with ``apply=False`` only prove that it is.
+    """Bring the schema to this version's; with ``apply=False`` only prove that it is, and make nothing.
 
     Raises StoreRefusedError when the schema is newer, was edited, or is older and must not be changed.
     """
     while not (await connection.fetch("select pg_try_advisory_lock($1)", _LOCK))[0][0]:
         await trio.sleep(_POLL_S)
     try:
-        await connection.execute(
-            "create table if not exists schema_migrations (version integer primary key, name text not null, "
-            "checksum text not null, applied_at timestamptz not null default now())"
-        )
+        if apply:
+            await connection.execute(
+                "create table if not exists schema_migrations (version integer primary key, name text not null, "
+                "checksum text not null, applied_at timestamptz not null default now())"
+            )
         await _migrate(connection, apply=apply)
         if apply:
             await connection.execute("call guard_tables()")
@@ -69,7 +70,9 @@ async def migrate(connection: Connection, *, apply: bool) -> None:
 
 async def missing(connection: Connection) -> list[Migration]:
     """What the database lacks, ascending. Raises StoreRefusedError when its schema is newer, or was edited."""
-    applied = {row[0]: row[1] for row in await connection.fetch("select version, checksum from schema_migrations")}
+    made = (await connection.fetch("select to_regclass('schema_migrations') is not null"))[0][0]
+    rows = await connection.fetch("select version, checksum from schema_migrations") if made else []
+    applied = {row[0]: row[1] for row in rows}
     known = {migration.version: migration for migration in migrations()}
     if newer := sorted(applied.keys() - known.keys()):
         raise StoreRefusedError(

@@ -65,20 +65,19 @@ class DatabaseCheck:
 
     async def _schema(self, connection: Connection) -> tuple[list[str], list[str]]:
         """Notes and faults about the tables' versions."""
-        newest = max(migration.version for migration in migrations())
-        if not (await connection.fetch("select to_regclass('schema_migrations') is not null"))[0][0]:
-            if self._migrates:
-                return ["no tables yet: the first `serve` makes them"], []
-            return [], [unwanted(migrations()[0])]
+        known = migrations()
+        newest = known[-1].version
         try:
             lacking = await missing(connection)
         except StoreRefusedError as error:
             return [], [str(error)]
         if not lacking:
             return [f"schema {newest}"], []
-        if self._migrates:
-            return [f"schema {lacking[0].version - 1}: the next `serve` brings it to {newest}"], []
-        return [], [unwanted(lacking[0])]
+        if not self._migrates:
+            return [], [unwanted(lacking[0])]
+        if lacking == known:
+            return ["no tables yet: the first `serve` makes them"], []
+        return [f"schema {lacking[0].version - 1}: the next `serve` brings it to {newest}"], []
 
 
 async def _read_only(connection: Connection, database: str) -> str | None:

@@ -8,12 +8,11 @@ from uuid import UUID
 import trio
 
 from adapters.asyncio_bridge import Connection, to_timestamptz
-from engine.event import CELL_TYPES, Event, PackedCommit
+from adapters.chunks import in_chunks
+from engine.event import CELL_TYPES, Event, PackedCommit, error_class
 from engine.ports import Flush
 from engine.sharding import Shard
 
-# Rows between two looks at other tasks while a COPY is encoded: about 5 ms of work.
-_COPY_CHUNK: Final = 1500
 _CELL_COLUMNS: Final = (
     "event_id", "user_id", "class_id", "notebook_path", "cell_index", "event_type", "event_timestamp",
     "execution_duration_ms", "has_error", "error_message", "error_class", "execution_count", "session_id", "cell_id",
@@ -29,7 +28,7 @@ Row: TypeAlias = tuple[Any, ...]
 
 async def copy_rows(connection: Connection, flush: Flush, shard: Shard, *, cells: bool) -> None:
     """The events of a flush that ``shard`` keeps; without ``cells`` those that are no cell events."""
-    for chunk in _chunks(flush.commits):
+    for chunk in in_chunks(flush.commits):
         activities: list[Row] = []
         rows = _cell_rows(chunk, flush.journal_id, activities, None if shard.size == 1 else shard, cells=cells)
         if cells:
@@ -40,20 +39,6 @@ async def copy_rows(connection: Connection, flush: Flush, shard: Shard, *, cells
             await trio.lowlevel.checkpoint()
         if activities:
             await connection.copy("activity_events", _ACTIVITY_COLUMNS, activities)
-
-
-def _chunks(commits: list[PackedCommit]) -> Iterator[list[PackedCommit]]:
-    """The same commits, about `_COPY_CHUNK` events at a time."""
-    chunk: list[PackedCommit] = []
-    events = 0
-    for commit in commits:
-        chunk.append(commit)
-        events += len(commit)
-        if events >= _COPY_CHUNK:
-            yield chunk
-            chunk, events = [], 0
-    if chunk:
-        yield chunk
 
 
 def _cell_rows(
@@ -82,7 +67,7 @@ def _cell_row(event: Event, seq: int, received_at: int, journal_id: UUID) -> Row
     return (
         event.event_id, event.user_id, event.class_id, event.notebook_path, event.cell_index, event.event_type,
         to_timestamptz(event.time), event.execution_duration_ms, event.has_error, message,
-        None if message is None else message.partition(":")[0], event.execution_count, event.session_id, event.cell_id,
+        None if message is None else error_class(message), event.execution_count, event.session_id, event.cell_id,
         event.cell_type, event.clock_skewed, received_at,
         event.data if event.total_cells is None and event.completed_cells is None else _with(event, _CELL_EXTRAS),
         event.metadata, seq, journal_id,

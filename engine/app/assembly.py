@@ -1,8 +1,7 @@
 """Tying the rooms together: which parts a daemon of these settings has, and who is given whom. No I/O."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from actors.admission import Limits
 from actors.broadcaster import Broadcaster
@@ -38,7 +37,7 @@ from adapters.websocket import StreamEndpoint
 from config import Settings
 from engine.catalog import Connections, Sources, catalog
 from engine.clock import wall_clock
-from engine.health import Answering, Health
+from engine.health import Answering, Facts, Health
 from engine.measures import Histograms
 from engine.ports import Retention, RowStore, Store
 from engine.view import Thresholds
@@ -181,13 +180,14 @@ def assemble(
         Retention(settings.retention.events_days, settings.retention.sessions_days),
         wall_clock,
     )
-    told = [partial(getattr, keeper, "health") for keeper in keepers]
-    checked: list[tuple[Answering, Callable[[], dict[str, Any]]]] = [
-        (databases.states, lambda: databases.health(told) | upkeep.health)
+    checked: list[tuple[Answering, Facts]] = [
+        (databases.states, lambda: databases.health([keeper.health for keeper in keepers]) | upkeep.health)
     ]
     if series is not None:
-        checked.append((series, partial(getattr, followers[0], "health")))
-    health = Health(lambda: journal.health, [*checked, *((bus, partial(getattr, bus, "health")) for bus in buses)])
+        checked.append((series, lambda: followers[0].health))
+    if announcing is not None:
+        checked.append((announcing.bus, lambda: announcing.bus.health))
+    health = Health(lambda: journal.health, checked)
     http = settings.http
     own_origin = (http.public_url.rstrip("/").lower(),) if http.public_url else ()
     stream = StreamEndpoint(

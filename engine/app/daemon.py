@@ -232,12 +232,23 @@ class App:
 
     def _reloadable(self, parts: Parts) -> dict[str, Callable[[Any], object]]:
         """Keys that may change while it serves: limits that an operator moves in need, and names."""
+        server, journal = parts.server, self._journal
+
+        def limit_headers(size: int) -> None:
+            server.max_header_bytes = size
+
+        def limit_journal(size: int) -> None:
+            journal.max_bytes = size
+
+        def leave_free(size: int) -> None:
+            journal.min_free_bytes = size
+
         return {
-            "http.allowed_hosts": parts.server.allow_hosts,
-            "http.max_body_bytes": parts.server.limit_bodies,
-            "http.max_header_bytes": partial(setattr, parts.server, "max_header_bytes"),
-            "journal.max_bytes": partial(setattr, self._journal, "max_bytes"),
-            "journal.min_free_bytes": partial(setattr, self._journal, "min_free_bytes"),
+            "http.allowed_hosts": server.allow_hosts,
+            "http.max_body_bytes": server.limit_bodies,
+            "http.max_header_bytes": limit_headers,
+            "journal.max_bytes": limit_journal,
+            "journal.min_free_bytes": leave_free,
         }
 
 

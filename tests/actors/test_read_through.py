@@ -78,7 +78,7 @@ async def test_an_answer_is_kept_for_five_minutes(autojump_clock, source):
     assert await summaries.notebook_summary("other", "a.ipynb") != first
     await trio.sleep(11)
     assert (await summaries.notebook_summary("default", "a.ipynb"))["total_students"] == 4
-    assert (summaries._read.hits, summaries._read.misses) == (1, 4)
+    assert len(source.asked) == 4
 
 
 async def test_a_failure_is_told_to_all_who_waited_and_not_kept(autojump_clock, source):
@@ -121,12 +121,15 @@ async def test_a_broken_value_is_made_anew(autojump_clock, source, broken):
 
 
 async def test_any_kind_of_value(autojump_clock):
+    made = []
+
     async def compute():
-        return [1, 2, 3]
+        made.append([1, 2, 3])
+        return made[0]
 
     read = ReadThrough(MemoryCache(), kind=list[int], ttl_s=10)
     assert await read.get("k", compute) == await read.get("k", compute) == [1, 2, 3]
-    assert (read.hits, read.misses) == (1, 1)
+    assert len(made) == 1
 
 
 async def test_on_a_real_redis(redis_server, source):

@@ -12,7 +12,6 @@ import trio
 from actors.bisection import Bisection
 from actors.mailboxes import Mailboxes
 from adapters.influx import senders
-from adapters.influx import store as store_module
 from adapters.influx.store import InfluxStore
 from adapters.influx.target import Target
 from adapters.memory import MemorySeries
@@ -391,12 +390,3 @@ async def test_a_bad_line_among_good_ones_as_2x_tells_of_it(peer, make_store, fe
     assert sorted(letters) == [6, 7]
     assert len(kept) == 14
     await store.close()
-
-
-def test_chunks_are_of_whole_commits_and_lose_none():
-    feed = Feed()
-    commits = [feed.flush(*(run() for _ in range(size))).commits[0] for size in (1000, 1000, 4000, 1, 1)]
-    chunks = store_module._chunks(commits)
-    assert [commit for chunk in chunks for commit in chunk] == commits
-    assert [sum(map(len, chunk)) for chunk in chunks] == [2000, 4000, 2]
-    assert store_module._chunks([]) == [[]]

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from config import ConfigError, Http, Postgres, Settings, is_loopback, load
-from config.settings import KEYS, UNAVAILABLE
+from config import ConfigError, Settings, load
+from config.loading import is_loopback
+from config.settings import KEYS, UNAVAILABLE, Http, Postgres
 
 EXAMPLE = Path(__file__).parents[2] / "config" / "classpulse.example.toml"
 PASSWORD = "hunter2secret"
