@@ -1,6 +1,5 @@
 """Recovery: from stored snapshots and the journal to live state, at start and for students who come back."""
 
-import random
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from typing import Final, NamedTuple, TypeAlias
@@ -9,6 +8,7 @@ import structlog
 import trio
 
 from engine.alerts import STALE_MS, apply_alerting
+from engine.backoff import Backoff
 from engine.clock import WallClock
 from engine.errors import StoreRefusedError, StoreUnavailableError
 from engine.event import Commit, Event, UserKey
@@ -22,11 +22,9 @@ from .rebuild import Trial
 from .router import Router
 from .session import SessionActor, SessionContext
 
-# Between two tries to reach a store that is away, in seconds: short, because the teacher's view waits for it. Twice as
-# long each time up to the last, and down to this part of it by chance: daemons that lost one database come in turn.
+# Between two tries to reach a store that is away, in seconds: short, because the teacher's view waits for it.
 _FIRST_S: Final = 0.5
 _LAST_S: Final = 2.0
-_JITTER: Final = 0.5
 # Events that one step of the replay takes from the journal, and how often it says how far it is (seconds).
 _STEP_EVENTS: Final = 5000
 _PROGRESS_S: Final = 1.0
@@ -166,7 +164,7 @@ class Recovery:
                 await self._settle()
 
     async def _persist(self, step: Step) -> None:
-        wait = _FIRST_S
+        backoff = Backoff(_FIRST_S, _LAST_S)
         while True:
             try:
                 await step()
@@ -175,8 +173,7 @@ class Recovery:
                     log.warning("store is away; live state goes on without the past", reason=str(error))
                 self.fault = str(error)
                 self.tried.set()
-                await trio.sleep(wait * random.uniform(_JITTER, 1))  # noqa: S311 - not a secret
-                wait = min(2 * wait, _LAST_S)
+                await trio.sleep(backoff.pause_s())
             else:
                 self.fault = None
                 return
