@@ -27,7 +27,7 @@ class PlainDisplay:
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
-        self._next_s = -math.inf
+        self._last_s = -math.inf  # of the run whose line was the last
 
     def __enter__(self) -> Self:
         """Begin."""
@@ -44,8 +44,9 @@ class PlainDisplay:
 
     def tick(self, news: Progress) -> None:
         """See `progress.Display`."""
-        if news.offset_s >= self._next_s:  # the first at once: who waits sees that it works
-            self._next_s = news.offset_s + LINE_EVERY_S - 0.5  # the news come once a second or so
+        # The first at once: who waits sees that it works. Below 0, another run has begun: a search shows several.
+        if not 0 <= news.offset_s - self._last_s < LINE_EVERY_S - 0.5:  # the news come once a second or so
+            self._last_s = news.offset_s
             cells = zip(COLUMNS, _cells(news), strict=True)
             self.say("  " + "  ".join(f"{name} {cell}" for name, cell in cells))
 

@@ -482,6 +482,14 @@ def test_a_line_comes_every_few_seconds_however_often_there_is_news():
     assert all("events/s 250" in line for line in lines)
 
 
+def test_each_run_of_a_search_has_its_lines():
+    out = io.StringIO()
+    shown, monitor = PlainDisplay(out), Monitor(Target("http://127.0.0.1:1"), clock(0), None)
+    for offset_s in (0.9, 10.4, 19.5, 0.9, 2.0, 5.5):
+        shown.tick(Progress(offset_s, 20.0, Tick(2.0, Histogram(), 600, 500, 0, 9), Histogram(), monitor))
+    assert [line.split()[1] for line in out.getvalue().splitlines()] == ["1/20", "10/20", "20/20", "1/20", "6/20"]
+
+
 def test_lines_that_nobody_reads_cost_nothing():
     reading, writing = os.pipe()
     os.close(reading)
