@@ -64,6 +64,14 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def changed(arguments: argparse.Namespace) -> list[str]:
+    """The options that are not at their defaults, as people write them: a command refuses those that it ignores."""
+    defaults = parser().get_default
+    names = [name for name, value in vars(arguments).items() if value != defaults(name)]
+    # `class_id` is `--class`, which is no name in Python.
+    return [f"--{name.removesuffix('_id').replace('_', '-')}" for name in names if name not in {"scenario", "files"}]
+
+
 def _fault_help() -> str:
     return "with --local; " + "; ".join(f"{kind}: {says}" for kind, (says, _) in faults.KINDS.items())
 
