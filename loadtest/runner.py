@@ -93,6 +93,7 @@ class Run:
     async def _played(self) -> Result:
         plan = self.plan
         version = await reach(plan)
+        cells = not await verification.cells_elsewhere(plan.target)  # now: it may be gone after the load
         if self.dsn:
             await rows.can_ask(self.dsn)
         started = results.now_text()
@@ -108,7 +109,7 @@ class Run:
                 books = accounts.gathered(plan, workers, course.subscribers, course.shown, course.timer)
                 books.tally.merge(self.own)
                 with trio.CancelScope() as comparing, self.interrupts.stopping_by(comparing.cancel):
-                    await accounts.compare(books, plan, dsn=self.dsn, settled=course.settled)
+                    await accounts.compare(books, plan, dsn=self.dsn, settled=course.settled, cells=cells)
                 if comparing.cancelled_caught:
                     books.checks.insert(0, accounts.not_compared())
             return self._concluded(course, books, version, started)

@@ -25,7 +25,9 @@ from loadtest.plots import nice_steps
 from loadtest.progress import Progress
 from loadtest.runner import Course, Run
 from loadtest.target import Target
+from loadtest.transports import LeanTransport
 from tests.loadtest.conftest import RECORDINGS
+from tests.loadtest.peer import answer, serving
 
 
 @pytest.mark.parametrize(
@@ -534,9 +536,24 @@ def test_metrics_are_read():
         't_seconds_bucket{le="0.1"} 5\nt_seconds_bucket{le="+Inf"} 10\n'
     )
     assert scrape.total("lag_events") == 7
-    assert scrape.total("nothing") is None
+    assert scrape.highest("lag_events") == 4
+    assert scrape.total("nothing") is scrape.highest("nothing") is None
     assert bucket_percentile({}, scrape.buckets("t_seconds"), 50) == 0.1
     assert bucket_percentile(scrape.buckets("t_seconds"), scrape.buckets("t_seconds"), 50) is None
+
+
+async def test_an_event_that_two_stores_wait_for_is_one_event():
+    async def script(number, head, body):
+        lags = (f'classpulse_store_lag_events{{store="{name}"}} 7.0' for name in ("postgresql", "influxdb"))
+        return answer(200, "\n".join(lags).encode())
+
+    async with serving(script) as peer:
+        monitor = Monitor(Target(peer.url), clock(0), None)
+        async with LeanTransport(Target(peer.url)) as transport:
+            line = transport.line()
+            await monitor.look(line)
+            await line.aclose()
+    assert [sample.lag_events for sample in monitor.samples] == [7]
 
 
 def test_the_slowest_commit_is_told_though_many_others_were_quick_in_its_second():
