@@ -181,7 +181,10 @@ class Run:
     async def _load(
         self, workers: list[Worker], timer: Clock, monitor: Monitor, subscribers: list[Subscriber]
     ) -> float:
-        """Play; gives the seconds that the load took, without the grace at its end."""
+        """Play; gives the seconds that the load took, without the grace at its end.
+
+        LoadTestError when a worker hangs.
+        """
         duration_s = self.plan.scenario.duration_s
 
         ticks: dict[int, list[Tick]] = {}
@@ -207,6 +210,12 @@ class Run:
             for worker in workers:
                 worker.stop()
 
+        at_work = set(range(len(workers)))
+
+        async def work(number: int) -> None:
+            await workers[number].run(timer, partial(told, number))
+            at_work.remove(number)
+
         async with trio.open_nursery() as nursery:
             nursery.start_soon(show)
             if self.workers > 1:
@@ -216,10 +225,13 @@ class Run:
                 assert self.servers is not None
                 nursery.start_soon(fault_plans.play, self.faults, self.servers, timer)
             within_s = BEGIN_S + duration_s + self.plan.grace_s + ACCOUNT_WITHIN_S
-            with self.interrupts.stopping_by(stop), trio.fail_after(within_s):
+            with self.interrupts.stopping_by(stop), trio.move_on_after(within_s) as patience:
                 async with trio.open_nursery() as loading:
-                    for number, worker in enumerate(workers):
-                        loading.start_soon(worker.run, timer, partial(told, number))
+                    for number in range(len(workers)):
+                        loading.start_soon(work, number)
+            if patience.cancelled_caught:
+                who = ", ".join(map(str, sorted(at_work)))
+                raise LoadTestError(f"worker {who} told no account within {within_s:.0f} s")
             loaded_s = min(timer.offset_s, duration_s)
             self.own.cpu_s = time.process_time() - cpu
             nursery.cancel_scope.cancel()
