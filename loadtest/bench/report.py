@@ -51,9 +51,13 @@ class Row:
     def judge_ratio(
         self, name: str, value: float, unit: str, floor: float, limit: float, *, least: bool = False
     ) -> None:
-        """A figure whose ratio to its floor has a verdict."""
-        ratio = value / floor
-        held = ratio >= limit if least else ratio <= limit
+        """A figure whose ratio to its floor has a verdict; missed where one of both is not above 0."""
+        ratio: float | None = None
+        if value > 0 and floor > 0:
+            ratio = value / floor
+        else:  # a difference of two loads may be nothing but noise, and would keep any promise
+            self.notes.append(f"{name}: {_number(value)} to {_number(floor)} {unit} is no ratio: measure for longer")
+        held = ratio is not None and (ratio >= limit if least else ratio <= limit)
         self.figures.append(
             Figure(name, value, unit, f"{'>=' if least else '<='} {limit} of floor", held, floor, ratio)
         )

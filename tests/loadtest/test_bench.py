@@ -1,5 +1,9 @@
 """What the bench prints."""
 
+import math
+
+import pytest
+
 from loadtest.bench import lessons
 from loadtest.bench.report import Row, table
 from loadtest.promises import judged, parse
@@ -33,6 +37,18 @@ def test_one_table_with_floor_ratio_and_verdict():
         ["lost", "0", "events", "<=", "0", "events", "held"],
     ]
     assert len({line.rindex("  ") for line in lines if line.startswith("  ")}) == 1
+
+
+@pytest.mark.parametrize("least", [False, True])
+@pytest.mark.parametrize(("value", "floor"), [(3.0, -0.5), (3.0, 0.0), (-3.0, 0.5), (-3.0, -0.5), (3.0, math.nan)])
+def test_noise_keeps_no_promise(value, floor, least):
+    row = Row("fanout")
+    row.judge_ratio("CPU", value, "% core", floor, 1.5, least=least)
+    (figure,) = row.figures
+    assert (figure.held, figure.ratio) == (False, None)
+    (note,) = row.notes
+    assert note.startswith("CPU: ")
+    assert "MISSED" in table({}, [row])
 
 
 def test_what_went_wrong_fails_a_row_whose_bounds_hold():
