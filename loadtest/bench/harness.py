@@ -30,6 +30,12 @@ def play(bench: Bench, label: str, scenario: str, *arguments: str) -> Result:
     return found
 
 
+def figure(found: Result, name: str) -> float:
+    """Times in seconds; NaN when it was not measured."""
+    value = found.figures[name]
+    return float("nan") if value is None else value
+
+
 def daemon_cores(found: Result) -> float:
     """The daemon's CPU while it was loaded, in cores; NaN when nobody saw it."""
     length_s = float(found.options["duration_s"])

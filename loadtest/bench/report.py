@@ -1,10 +1,11 @@
 """What a bench found: one table of what is promised, the figures behind it below, and all of it as JSON."""
 
-import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 # Name, floor, figure, its unit, bound, ratio, verdict.
 _LINE: Final = "{:<46} {:>9} {:>9} {:<8}  {:<18} {:>6}  {}"
@@ -124,6 +125,6 @@ def _detail(row: Row) -> list[str]:
 
 
 def write_json(path: Path, machine: dict[str, str], rows: list[Row]) -> None:
-    """The same for programs."""
+    """The same for programs; null is what was not measured."""
     found = {"machine": machine, "rows": [asdict(row) | {"held": row.held} for row in rows]}
-    path.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
