@@ -1,9 +1,12 @@
 """Who makes the load, where one of them does not do as it should."""
 
 import io
+import os
 
+import msgspec
 import pytest
 import trio
+import trio.testing
 
 from loadtest import runner
 from loadtest.display import PlainDisplay
@@ -12,6 +15,7 @@ from loadtest.ledger import Tally
 from loadtest.monitor import Monitor
 from loadtest.plan import Plan, clock
 from loadtest.runner import Run
+from loadtest.workers import Lines, Message, Messages
 
 PLAN = Plan(
     "classroom-200", "abcd1234", "1", "http://127.0.0.1:1", None, 1, 1, 0, 1.0, ((0.0, 1.0), (0.1, 1.0)), grace_s=0.0
@@ -46,3 +50,24 @@ async def test_a_worker_that_hangs_is_named_in_a_line(monkeypatch):
     (error,) = told.value.exceptions
     assert isinstance(error, LoadTestError)
     assert str(error) == "worker 1, 2 told no account within 1 s"
+
+
+async def test_a_tick_that_is_ended_while_the_pipe_is_full_does_not_spoil_the_account(nursery):
+    reading, writing = os.pipe()
+    said = [
+        Message(tally=Tally(not_new=["x" * 100] * 10_000)),  # more than a pipe holds
+        Message(tally=Tally(requests=7)),
+    ]
+    async with trio.lowlevel.FdStream(reading) as incoming, trio.lowlevel.FdStream(writing) as outgoing:
+        messages, lines = Messages(outgoing), Lines(incoming)
+        ticking = trio.CancelScope()
+
+        async def say():
+            with ticking:
+                await messages.say(said[0])
+            await messages.say(said[1])
+
+        nursery.start_soon(say)
+        await trio.testing.wait_all_tasks_blocked()
+        ticking.cancel()
+        assert [msgspec.json.decode(await lines.next(), type=Message) for _ in said] == said
