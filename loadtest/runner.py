@@ -71,7 +71,7 @@ class Run:
     promises: tuple[Promise, ...]
     workers: int = 1
     subscribers: int | None = None  # default: one an instructor
-    dsn: str | None = None
+    dsn: str | None = field(default=None, repr=False)  # it may hold a password
     servers: Servers | None = None
     faults: list[Fault] = field(default_factory=list)
     drain_s: float = 60.0

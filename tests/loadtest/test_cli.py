@@ -26,6 +26,7 @@ from loadtest.progress import Progress
 from loadtest.runner import Course, Run
 from loadtest.target import Target
 from loadtest.transports import LeanTransport
+from loadtest.workers import Assignment
 from tests.loadtest.conftest import RECORDINGS
 from tests.loadtest.peer import answer, serving
 
@@ -205,6 +206,17 @@ def test_what_is_wrong_in_a_recording_is_told_with_its_line(tmp_path, capsys, li
 def test_files_may_come_behind_options(tmp_path, capsys):
     assert cli.main(["replay", "--speed", "2", str(tmp_path / "none.jsonl")]) == 2
     assert "none.jsonl: not a recording" in capsys.readouterr().err
+
+
+def test_no_key_and_no_password_is_shown_by_accident():
+    secret = "s3cret"
+    shape = ((0.0, 1.0), (1.0, 1.0))
+    plan = Plan("classroom-200", "abcd1234", "1", "http://127.0.0.1:1", secret, 1, 1, 0, 1.0, shape)
+    run = Run(plan, PlainDisplay(io.StringIO()), promises=(), dsn=f"postgresql://u:{secret}@127.0.0.1/x")
+    assert plan.target.key == secret
+    for holder in (plan, plan.target, run, Assignment(plan, 0, 1)):
+        assert secret not in repr(holder)
+        assert "127.0.0.1:1" in repr(holder)
 
 
 def test_nobody_there_is_exit_1(capsys, unused_port):
