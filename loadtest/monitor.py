@@ -33,7 +33,7 @@ class Sample(msgspec.Struct, omit_defaults=True):
     mailbox: float | None = None
     cpu_cores: float | None = None
     rss_bytes: float | None = None
-    generator_cpu_cores: float | None = None
+    generator_cpu_cores: float | None = None  # of this process, without its workers
     machine_cpu_cores: float | None = None  # of all that runs on this machine
 
 

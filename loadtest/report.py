@@ -142,6 +142,8 @@ def _plots(result: Result) -> str:
     bounds = {each.figure: promises.parse(each.promise)[0].bound for each in result.judgements}
     # The first second's requests and the last's are a part of a second's.
     duration_s = float(result.options["duration_s"])
+    # The harness' own process alone is looked at: with workers it reads the streams, and they make the load.
+    generator = "generator" if result.options["workers"] == 1 else "generator, without its workers"
 
     def moments(name: str, read: Callable[[Moment], float | None]) -> Series:
         return Series(name, [(moment.second + 0.5, read(moment)) for moment in result.timeline])
@@ -187,7 +189,7 @@ def _plots(result: Result) -> str:
             "% of a core",
             [
                 samples("daemon", lambda sample: sample.cpu_cores),
-                samples("generator", lambda sample: sample.generator_cpu_cores),
+                samples(generator, lambda sample: sample.generator_cpu_cores),
                 samples("all of this machine", lambda sample: sample.machine_cpu_cores),
             ],
             scale=100,

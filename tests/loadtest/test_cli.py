@@ -404,6 +404,11 @@ def test_the_report_needs_nothing_else_and_shows_verdicts_faults_and_lost_events
     assert "missing" in page
 
 
+def test_the_report_does_not_take_the_reader_of_streams_for_the_workers():
+    assert "generator</span>" in report.html(found())
+    assert "generator, without its workers</span>" in report.html(found(options=found().options | {"workers": 2}))
+
+
 def test_compare_says_what_changed_and_what_broke(tmp_path, capsys):
     before = found()
     slower = before.figures | {"p99": 0.3}
