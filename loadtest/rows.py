@@ -88,7 +88,6 @@ async def by_sql(
     once.blame(entry.event_id for entry in entries if entry.state == REFUSED and counts[entry.event_id])
     if fresh:
         once.blame(event_id for event_id in counts if event_id not in sent)
-    once.found = once.faults
     return [stored, once, as_sent]
 
 
