@@ -15,7 +15,8 @@ from loadtest import outputs
 from loadtest.check import TOLD
 from loadtest.durations import written
 from loadtest.progress import Progress
-from loadtest.result import SHOWN, Result, figure_text
+from loadtest.promises import shown
+from loadtest.result import SHOWN, Result
 
 # Seconds between two lines where nobody watches a table.
 LINE_EVERY_S: Final = 5
@@ -141,9 +142,7 @@ def text(result: Result) -> str:
                 lines.append(f"           or of {check.more_suspects:,} more: see --json")
     lines += ["", "  figures"]
     lines += [
-        f"    {name:<14} {figure_text(name, result.figures[name])}"
-        for name in SHOWN
-        if result.figures.get(name) is not None
+        f"    {name:<14} {shown(name, result.figures[name])}" for name in SHOWN if result.figures.get(name) is not None
     ]
     if result.errors_by_kind:
         lines += ["", "  errors"]

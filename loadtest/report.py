@@ -9,7 +9,7 @@ from loadtest import promises
 from loadtest.check import TOLD, Check
 from loadtest.monitor import Sample
 from loadtest.plots import Plot, Series, svg
-from loadtest.result import SHOWN, Moment, Result, figure_text
+from loadtest.result import SHOWN, Moment, Result
 
 _STYLE: Final = Path(__file__).with_name("report.css")
 # What the tiles show: figure, words.
@@ -51,7 +51,7 @@ def html(result: Result) -> str:
         "<h2>Over the time of the run</h2>",
         _plots(result),
         '<div class="columns"><div><h2>Figures</h2>',
-        _pairs([(name, figure_text(name, result.figures[name])) for name in SHOWN if name in result.figures]),
+        _pairs([(name, promises.shown(name, result.figures[name])) for name in SHOWN if name in result.figures]),
         "</div><div><h2>Requests</h2>",
         _pairs([(name, f"{number:,}") for name, number in result.events.items()]),
         _pairs([(kind, f"{times:,}") for kind, times in sorted(result.errors_by_kind.items())]),
@@ -73,7 +73,7 @@ def _legend_notes(result: Result) -> list[str]:
 
 def _tiles(result: Result) -> str:
     tiles = [
-        f'<div class="tile"><b>{escape(figure_text(name, result.figures.get(name)))}</b><span>{words}</span></div>'
+        f'<div class="tile"><b>{escape(promises.shown(name, result.figures.get(name)))}</b><span>{words}</span></div>'
         for name, words in _TILES
     ]
     return f'<div class="tiles">{"".join(tiles)}</div>'

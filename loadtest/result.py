@@ -15,7 +15,7 @@ from loadtest.histograms import Histogram
 from loadtest.ledger import Tally
 from loadtest.monitor import Sample
 from loadtest.notifications import News
-from loadtest.promises import Verdict, rank_of, shown
+from loadtest.promises import Verdict, rank_of
 from loadtest.rows import STORED
 
 FORMAT: Final = 1
@@ -229,11 +229,6 @@ def judgement(verdict: Verdict) -> Judgement:
     finite = strain if strain != float("inf") else None
     promise = verdict.promise
     return Judgement(promise.text, promise.figure, verdict.value, verdict.measured, verdict.held, finite)
-
-
-def figure_text(figure: str, value: float | None) -> str:
-    """A figure for people."""
-    return shown(figure, value)
 
 
 def environment(target: str, daemon_version: str | None) -> dict[str, str]:

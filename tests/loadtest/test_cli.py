@@ -116,6 +116,14 @@ def test_bad_options_are_exit_2(arguments, capsys):
     assert ended.value.code == 2
 
 
+def test_help_says_what_can_be_promised(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    told = capsys.readouterr().out
+    for figure, (unit, says) in promises.FIGURES.items():
+        assert re.search(rf"^  {figure} +{re.escape(says)}{f' .{unit}.' * bool(unit)}$", told, re.MULTILINE)
+
+
 GOOD = """
 from loadtest import promises, shapes
 from loadtest.scenarios import Scenario
@@ -541,10 +549,10 @@ def test_slopes_are_of_the_load_alone_and_told_in_ten_minutes():
     after = [Sample(300.5 + second, lag_events=0.0, rss_bytes=1e7) for second in range(100)]
     figures = result.figures(tally, None, loaded + after, loaded_s=300, drain_s=1, lost=0)
     assert figures["lag_slope"] == pytest.approx(1)
-    assert result.figure_text("lag_slope", figures["lag_slope"]) == "1 s in 10 min"
+    assert promises.shown("lag_slope", figures["lag_slope"]) == "1 s in 10 min"
     assert figures["memory_slope"] == pytest.approx(-0.6)
-    assert result.figure_text("memory_slope", figures["memory_slope"]) == "-0.6 MB in 10 min"
-    assert result.figure_text("lag_slope", -0.02) == "-20 ms in 10 min"
+    assert promises.shown("memory_slope", figures["memory_slope"]) == "-0.6 MB in 10 min"
+    assert promises.shown("lag_slope", -0.02) == "-20 ms in 10 min"
 
 
 def test_metrics_are_read():
