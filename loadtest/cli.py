@@ -5,14 +5,14 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from math import ceil
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import trio
@@ -40,6 +40,7 @@ from loadtest.progress import Display
 from loadtest.runner import Run, new_run
 from loadtest.scenarios import Scenario
 from loadtest.shapes import Shape
+from loadtest.target import Target
 
 HELD, BROKEN, USAGE = 0, 1, 2
 ENDED: Final = "ended by a signal, before all was done"
@@ -234,7 +235,7 @@ def _check_limits(arguments: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def _servers(arguments: argparse.Namespace) -> Any:
+def _servers(arguments: argparse.Namespace) -> Iterator[tuple[Target, Servers | None]]:
     """The target, and our servers when we started some."""
     key = None
     if arguments.key_file is not None:
@@ -261,7 +262,7 @@ def _run(
     arguments: argparse.Namespace,
     name: str,
     scenario: Scenario,
-    found: target.Target,
+    found: Target,
     servers: Servers | None,
     *,
     drain_s: float,

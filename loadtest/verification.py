@@ -5,7 +5,7 @@ must not be.
 """
 
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote
 
@@ -285,7 +285,7 @@ async def _compare_sessions(line: Line, person: Person, events: list[Entry], che
         _compare(own, executions, errors, check, known=_may_be(own, there=name in found))
 
 
-async def _sessions(line: Line, person: Person) -> Any:
+async def _sessions(line: Line, person: Person) -> AsyncIterator[dict[str, Any]]:
     cursor = ""
     while True:
         user, class_id = quote(person.user_id, safe=""), quote(person.class_id, safe="")
