@@ -1,9 +1,8 @@
 """How many students a daemon carries: more and more until a promise breaks, then the border by halves."""
 
 import os
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from math import ceil
-from statistics import mean
 from typing import Final
 
 import msgspec
@@ -206,25 +205,19 @@ async def search(
 
 def probe_of(students: int, result: Result) -> Probe:
     """What a run says about its size."""
-    loaded = [sample for sample in result.samples if 0 < sample.offset_s <= float(result.options["duration_s"])]
     return Probe(
         students,
         result.ok,
         result.judgements,
         sum(check.faults for check in result.checks),
         result.generator.saturated,
-        _mean(sample.cpu_cores for sample in loaded),
-        _mean(sample.commit_mean_s for sample in loaded),
+        result.while_loaded(lambda sample: sample.cpu_cores),
+        result.while_loaded(lambda sample: sample.commit_mean_s),
         result.figures["lag_max"],
         broke_first(result),
         float(result.options["events_per_s"]),
-        _mean(sample.machine_cpu_cores for sample in loaded),
+        result.while_loaded(lambda sample: sample.machine_cpu_cores),
     )
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return mean(known) if known else None
 
 
 def _strain(judgement: Judgement) -> float:

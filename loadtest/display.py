@@ -132,8 +132,7 @@ def text(result: Result) -> str:
     lines += ["", "  accounts"]
     for check in result.checks:
         state = "skip" if check.skipped else "ok  " if check.held else "LOST"
-        counted = f"{check.found:,} of {check.expected:,}" if check.expected else f"{check.faults:,} faults"
-        lines.append(f"    {state} {check.name}: {counted}{f' ({check.note})' if check.note else ''}")
+        lines.append(f"    {state} {check.name}: {check.counted}{f' ({check.note})' if check.note else ''}")
         lines += [f"           {event_id}" for event_id in check.event_ids]
         if check.candidates:
             lines.append("           one or more of these:")

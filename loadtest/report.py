@@ -115,7 +115,6 @@ def _account(check: Check) -> str:
         if check.skipped
         else _badge(good=check.held, yes="complete", no="missing")
     )
-    counted = f"{check.found:,} of {check.expected:,}" if check.expected else f"{check.faults:,} faults"
     ids = "".join(f"<code>{escape(event_id)}</code>" for event_id in check.event_ids)
     if check.candidates:
         told = check.candidates[:TOLD]
@@ -125,7 +124,7 @@ def _account(check: Check) -> str:
         ids += f" and {check.faults - len(check.event_ids):,} more"
     return (
         f'<tr><td>{badge}</td><td>{escape(check.name)} <span class="soft">{escape(check.note)}</span></td>'
-        f'<td class="number">{counted}</td><td class="ids">{ids}</td></tr>'
+        f'<td class="number">{check.counted}</td><td class="ids">{ids}</td></tr>'
     )
 
 

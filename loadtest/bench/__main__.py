@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from types import FrameType
 
-from loadtest import database
+from loadtest import database, result
 from loadtest.bench import disk, fanout, lessons, measures, queries, report, stores
 from loadtest.errors import LoadTestError
 from loadtest.processes import ROOT, claim_cores, need
@@ -111,16 +111,12 @@ def _temporary(prefix: str) -> tempfile.TemporaryDirectory[str]:
 
 def _machine(directory: Path) -> dict[str, str]:
     """What the figures depend on."""
-    models = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    model = models[0] if models else platform.machine()
     return {
         "commit": commit.stdout.strip() or "unknown",
-        "machine": f"{model}, {os.cpu_count()} cores, load before {os.getloadavg()[0]:.1f}",
+        "machine": result.machine(),
         "Python": platform.python_version(),
         "fdatasync": f"{_sync_ms(directory):.2f} ms (median of 50, 4 KiB appended)",
     }

@@ -437,6 +437,13 @@ def test_compare_says_what_changed_and_what_broke(tmp_path, capsys):
     assert "better" in capsys.readouterr().out
 
 
+def test_a_mean_is_of_the_load_alone():
+    seen = {-1.0: 9.0, 0.5: 1.0, 1.5: None, 4.0: 2.0, 4.5: 9.0}
+    run = found(samples=[Sample(offset_s, cpu_cores=cores) for offset_s, cores in seen.items()])
+    assert run.while_loaded(lambda sample: sample.cpu_cores) == 1.5
+    assert run.while_loaded(lambda sample: sample.commit_mean_s) is None
+
+
 def test_what_was_different_between_two_runs_is_told():
     before = found(faults=[])
     after = found(faults=[("kill-daemon@8s", 8.0, 1.0)], options=before.options | {"shape": "0s@0% 5s@100%"})
