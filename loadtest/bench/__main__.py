@@ -60,7 +60,7 @@ def _arguments() -> argparse.Namespace:
         "--subscribers", type=int, default=fanout.SUBSCRIBERS, help=f"of fanout (default {fanout.SUBSCRIBERS})"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    parser.add_argument("--keep", action="store_true", help="keep logs and data, and say where")
+    parser.add_argument("--keep", action="store_true", help="keep logs, and the daemons' data, and say where")
     arguments = parser.parse_args()
     arguments.only = arguments.only.split(",")
     if unknown := set(arguments.only) - {*ROWS, *MORE}:
@@ -80,7 +80,7 @@ def _run(arguments: argparse.Namespace) -> tuple[dict[str, str], list[report.Row
         make = tempfile.mkdtemp if arguments.keep else lambda prefix: stack.enter_context(_temporary(prefix))
         directory, cluster = Path(make(prefix="classpulse-bench-")), Path(make(prefix="classpulse-bench-pg-"))
         if arguments.keep:
-            print(f"logs and data stay in {directory} and {cluster}", file=sys.stderr)
+            print(f"logs, and the daemons' data, stay in {directory} and {cluster}", file=sys.stderr)
         postgres = stack.enter_context(database.running(cluster, cores.load)).database
         bench = measures.Bench(cores, postgres, directory, arguments.seconds, arguments.rounds)
         machine = _machine(directory) | {"PostgreSQL": postgres.ask("postgres", "SHOW server_version")}
