@@ -66,17 +66,17 @@ def gathered(
     return Accounts(people, tally, entries, news, checks)
 
 
-async def compare(books: Accounts, plan: Plan, *, dsn: str | None, settled: bool) -> None:
+async def compare(books: Accounts, plan: Plan, *, dsn: str | None, settled: bool, cells: bool) -> None:
     """Ask the daemon what it has of it, and its database where `dsn` leads there. Cut off, what was found stays.
 
-    Not `settled`: nobody waited until all was stored.
+    Not `settled`: nobody waited until all was stored. Not `cells`: that database has no cell events.
     """
     fresh, person = plan.class_id is None, books.people.__getitem__
     asked: list[Check] = []
     try:
         if dsn:
             classes = {person.class_id for person in books.people.values()}
-            asked += await rows.by_sql(dsn, books.entries, person, classes, fresh=fresh, settled=settled)
+            asked += await rows.by_sql(dsn, books.entries, person, classes, fresh=fresh, settled=settled, cells=cells)
         asked += await verification.by_api(plan.target, books.entries, person, fresh=fresh)
     finally:
         books.checks[:0] = asked

@@ -1,13 +1,13 @@
 """How many students a daemon carries: more and more until a promise breaks, then the border by halves."""
 
 import os
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from math import ceil
-from statistics import mean
 from typing import Final
 
 import msgspec
 
+from loadtest import promises
 from loadtest.durations import written
 from loadtest.errors import CannotTryError, InterruptedSearchError, LoadTestError, UsageError, all_of
 from loadtest.result import Judgement, Result
@@ -37,7 +37,7 @@ class Probe(msgspec.Struct):
     @property
     def strain(self) -> float:
         """Of the promise that is nearest to its bound, or furthest over it: 1 is at the bound."""
-        return max((each.strain if each.strain is not None else float("inf") for each in self.judgements), default=0.0)
+        return max(map(_strain, self.judgements), default=0.0)
 
     @property
     def state(self) -> str:
@@ -97,7 +97,7 @@ class Answer(msgspec.Struct):
             lines.append(self._headroom(self.asked))
         lines += ["", "  students  held  nearest to its bound"]
         for probe in sorted(self.probes, key=lambda probe: probe.students):
-            near = max(probe.judgements, key=lambda each: each.strain or 0.0, default=None)
+            near = max(probe.judgements, key=_strain, default=None)
             shown = f"{near.promise} at {near.measured}" if near else ""
             lines.append(f"  {probe.students:>8}  {'yes ' if probe.held else 'no  '}  {shown}; {probe.state}")
         return "\n".join(lines)
@@ -205,25 +205,24 @@ async def search(
 
 def probe_of(students: int, result: Result) -> Probe:
     """What a run says about its size."""
-    loaded = [sample for sample in result.samples if 0 < sample.offset_s <= float(result.options["duration_s"])]
     return Probe(
         students,
         result.ok,
         result.judgements,
         sum(check.faults for check in result.checks),
         result.generator.saturated,
-        _mean(sample.cpu_cores for sample in loaded),
-        _mean(sample.commit_mean_s for sample in loaded),
+        result.while_loaded(lambda sample: sample.cpu_cores),
+        result.while_loaded(lambda sample: sample.commit_mean_s),
         result.figures["lag_max"],
         broke_first(result),
         float(result.options["events_per_s"]),
-        _mean(sample.machine_cpu_cores for sample in loaded),
+        result.while_loaded(lambda sample: sample.machine_cpu_cores),
     )
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return mean(known) if known else None
+def _strain(judgement: Judgement) -> float:
+    """JSON knows no infinity."""
+    return float("inf") if judgement.strain is None else judgement.strain
 
 
 def confirmed(probe: Callable[[int], Awaitable[Probe]]) -> Callable[[int], Awaitable[Probe]]:
@@ -253,7 +252,7 @@ def broke_first(result: Result) -> str | None:
         return lost[0] if lost else None
 
     def order(each: Judgement) -> tuple[float, float]:
-        return first_second(each, result), -(each.strain if each.strain is not None else float("inf"))
+        return first_second(each, result), -_strain(each)
 
     first = min(broken, key=order)
     return f"{first.promise} (was {first.measured})"
@@ -261,13 +260,11 @@ def broke_first(result: Result) -> str | None:
 
 def first_second(judgement: Judgement, result: Result) -> float:
     """When a broken promise was first seen broken; infinite for those that only the whole run tells."""
-    if judgement.value is None or judgement.strain is None:
-        return float("inf")
-    bound = judgement.value / judgement.strain if judgement.strain else 0.0
+    (promise,) = promises.parse(judgement.promise)
     for moment in result.timeline:
         if judgement.figure == "errors" and moment.errors:
             return moment.second
         value = getattr(moment, f"{judgement.figure}_s", None)
-        if value is not None and value >= bound:
+        if value is not None and not promise.holds(value):
             return moment.second
     return float("inf")

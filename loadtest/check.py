@@ -32,6 +32,11 @@ class Check(msgspec.Struct):
         """All was there; what could not be asked does not count as there."""
         return not self.faults
 
+    @property
+    def counted(self) -> str:
+        """For people: how many of how many, or the faults where nothing is expected."""
+        return f"{self.found:,} of {self.expected:,}" if self.expected else f"{self.faults:,} faults"
+
     def blame(self, event_ids: Iterable[str]) -> None:
         """Add events, each a fault."""
         for event_id in event_ids:

@@ -5,14 +5,14 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from math import ceil
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import trio
@@ -34,12 +34,13 @@ from loadtest import result as results
 from loadtest.display import display, text
 from loadtest.errors import CannotTryError, InterruptedSearchError, LoadTestError, UsageError, all_of
 from loadtest.local import Servers
-from loadtest.options import DEFAULT_URL, MOST_SUBSCRIBERS, MOST_WORKERS, parser
+from loadtest.options import DEFAULT_URL, MOST_SUBSCRIBERS, MOST_WORKERS, changed, parser
 from loadtest.plan import Plan
 from loadtest.progress import Display
 from loadtest.runner import Run, new_run
 from loadtest.scenarios import Scenario
 from loadtest.shapes import Shape
+from loadtest.target import Target
 
 HELD, BROKEN, USAGE = 0, 1, 2
 ENDED: Final = "ended by a signal, before all was done"
@@ -89,9 +90,12 @@ def _told(group: BaseExceptionGroup[BaseException]) -> int:
 
 
 def _play(arguments: argparse.Namespace) -> int:
+    if of_capacity := {"--step", "--most"}.intersection(changed(arguments)):
+        raise UsageError(f"{min(of_capacity)} is of capacity")
     scenario_name = _scenario_name(arguments)
     scenario = _tuned(arguments, scenarios.find(scenario_name, arguments.speed))
     planned = _faults(arguments, scenario)
+    drain_s = durations.seconds(arguments.drain)
     _check_limits(arguments)
     outputs.check(arguments.json, arguments.html)
     planned_events = ceil(scenario.events_per_s * scenario.duration_s)
@@ -100,7 +104,7 @@ def _play(arguments: argparse.Namespace) -> int:
         raise UsageError(f"up to {most:,} events are planned: say --max-events {most}")
     with _servers(arguments) as (found, servers):
         with display() as shown:
-            run = _run(arguments, scenario_name, scenario, found, servers, shown=shown)
+            run = _run(arguments, scenario_name, scenario, found, servers, drain_s=drain_s, shown=shown)
             run.faults = planned
             result = trio.run(run.play, strict_exception_groups=True)
         # Before the servers are stopped: that takes a while, and somebody may not want to wait for it.
@@ -120,7 +124,7 @@ def _capacity(arguments: argparse.Namespace) -> int:
     if arguments.rate is not None and arguments.students is None:
         raise UsageError("capacity: --rate is of so many students: say --students too")
     base = scenarios.BUILT_IN["classroom-200"]
-    step_s = durations.seconds(arguments.step)
+    step_s, drain_s = durations.seconds(arguments.step), durations.seconds(arguments.drain)
     base = replace(base, shape=Shape(((0.0, 0.0), (step_s / 3, 1.0), (step_s, 1.0))))
     promised = scenarios.PROMISED if arguments.slo is None else promises.parse(arguments.slo)
     _check_limits(arguments)
@@ -145,7 +149,7 @@ def _capacity(arguments: argparse.Namespace) -> int:
                 events_per_s=rate * students,
                 promised=promised,
             )
-            run = _run(arguments, "classroom-200", scenario, found, servers, shown=shown)
+            run = _run(arguments, "classroom-200", scenario, found, servers, drain_s=drain_s, shown=shown)
             result = await run.play()
             if result.capped:
                 raise CannotTryError(f"{students} students send more than --max-events {arguments.max_events}")
@@ -170,6 +174,8 @@ def _compare(arguments: argparse.Namespace) -> int:
         raise UsageError("compare: expected two files")
     if arguments.json or arguments.html:
         raise UsageError("compare writes no file")
+    if ignored := changed(arguments):
+        raise UsageError(f"compare takes two files, and no {ignored[0]}")
     before, after = (results.read(path) for path in arguments.files)
     outputs.tell(comparison.table(before, after))
     return BROKEN if comparison.broke(before, after) else HELD
@@ -229,7 +235,7 @@ def _check_limits(arguments: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def _servers(arguments: argparse.Namespace) -> Any:
+def _servers(arguments: argparse.Namespace) -> Iterator[tuple[Target, Servers | None]]:
     """The target, and our servers when we started some."""
     key = None
     if arguments.key_file is not None:
@@ -256,9 +262,10 @@ def _run(
     arguments: argparse.Namespace,
     name: str,
     scenario: Scenario,
-    found: target.Target,
+    found: Target,
     servers: Servers | None,
     *,
+    drain_s: float,
     shown: Display,
 ) -> Run:
     transport = arguments.transport
@@ -305,7 +312,7 @@ def _run(
         subscribers=arguments.subscribers,
         dsn=servers.dsn if servers is not None else arguments.dsn or os.environ.get("LOADTEST_DSN"),
         servers=servers,
-        drain_s=durations.seconds(arguments.drain),
+        drain_s=drain_s,
         options=options,
     )
 

@@ -1,6 +1,7 @@
 """`compare A.json B.json`: what changed between two runs."""
 
-from loadtest.result import SHOWN, Result, figure_text
+from loadtest.promises import shown
+from loadtest.result import SHOWN, Result
 
 # A figure that moved by less is taken for the same: runs on one machine differ by that much.
 SAME = 0.10
@@ -23,7 +24,7 @@ def table(before: Result, after: Result) -> str:
         old, new = before.figures.get(name), after.figures.get(name)
         if old is None and new is None:
             continue
-        lines.append(f"{name:<14} {figure_text(name, old):>22} {figure_text(name, new):>22}   {change(name, old, new)}")
+        lines.append(f"{name:<14} {shown(name, old):>22} {shown(name, new):>22}   {change(name, old, new)}")
     differing = [
         f"{key}: {before.options.get(key)} before, {value} after"
         for key, value in after.options.items()

@@ -15,7 +15,8 @@ from loadtest import outputs
 from loadtest.check import TOLD
 from loadtest.durations import written
 from loadtest.progress import Progress
-from loadtest.result import SHOWN, Result, figure_text
+from loadtest.promises import shown
+from loadtest.result import SHOWN, Result
 
 # Seconds between two lines where nobody watches a table.
 LINE_EVERY_S: Final = 5
@@ -27,7 +28,7 @@ class PlainDisplay:
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
-        self._next_s = -math.inf
+        self._last_s = -math.inf  # of the run whose line was the last
 
     def __enter__(self) -> Self:
         """Begin."""
@@ -44,8 +45,9 @@ class PlainDisplay:
 
     def tick(self, news: Progress) -> None:
         """See `progress.Display`."""
-        if news.offset_s >= self._next_s:  # the first at once: who waits sees that it works
-            self._next_s = news.offset_s + LINE_EVERY_S - 0.5  # the news come once a second or so
+        # The first at once: who waits sees that it works. Below 0, another run has begun: a search shows several.
+        if not 0 <= news.offset_s - self._last_s < LINE_EVERY_S - 0.5:  # the news come once a second or so
+            self._last_s = news.offset_s
             cells = zip(COLUMNS, _cells(news), strict=True)
             self.say("  " + "  ".join(f"{name} {cell}" for name, cell in cells))
 
@@ -130,8 +132,7 @@ def text(result: Result) -> str:
     lines += ["", "  accounts"]
     for check in result.checks:
         state = "skip" if check.skipped else "ok  " if check.held else "LOST"
-        counted = f"{check.found:,} of {check.expected:,}" if check.expected else f"{check.faults:,} faults"
-        lines.append(f"    {state} {check.name}: {counted}{f' ({check.note})' if check.note else ''}")
+        lines.append(f"    {state} {check.name}: {check.counted}{f' ({check.note})' if check.note else ''}")
         lines += [f"           {event_id}" for event_id in check.event_ids]
         if check.candidates:
             lines.append("           one or more of these:")
@@ -140,9 +141,7 @@ def text(result: Result) -> str:
                 lines.append(f"           or of {check.more_suspects:,} more: see --json")
     lines += ["", "  figures"]
     lines += [
-        f"    {name:<14} {figure_text(name, result.figures[name])}"
-        for name in SHOWN
-        if result.figures.get(name) is not None
+        f"    {name:<14} {shown(name, result.figures[name])}" for name in SHOWN if result.figures.get(name) is not None
     ]
     if result.errors_by_kind:
         lines += ["", "  errors"]

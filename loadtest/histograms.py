@@ -4,7 +4,6 @@ Values are whole microseconds. Those below 256 have a bucket each; above, every 
 Only buckets in use take memory, so one for each second of a run costs little, and merging adds counts.
 """
 
-from collections.abc import Iterable
 from typing import Final, Self
 
 import msgspec
@@ -65,11 +64,3 @@ def upper_end(bucket: int) -> int:
         return bucket
     shift = (bucket >> _PRECISION_BITS) - 1
     return ((bucket & (_HALF - 1)) + _HALF + 1 << shift) - 1
-
-
-def merged(histograms: Iterable[Histogram]) -> Histogram:
-    """One of all."""
-    whole = Histogram()
-    for each in histograms:
-        whole.merge(each)
-    return whole

@@ -26,6 +26,11 @@ class Entry(msgspec.Struct, array_like=True, gc=False):
     answered_ms: int = 0  # when its acknowledgement came
     columns: int = 0  # what its row has to hold, see `columns.py`
 
+    @property
+    def of_cell(self) -> bool:
+        """Whether it is an event of a cell: one that ran, or an error."""
+        return self.execution or self.failed
+
 
 class Second(msgspec.Struct):
     """What was due in one second of a run."""

@@ -25,7 +25,7 @@ class Sample(msgspec.Struct, omit_defaults=True):
     """One look. None: not known. CPU in cores, times in seconds, memory in bytes."""
 
     offset_s: float
-    lag_events: float | None = None
+    lag_events: float | None = None  # of the store that is furthest behind
     commit_mean_s: float | None = None  # of the commits since the look before
     commit_p99_s: float | None = None  # upper end of the metrics' bucket, and of the next
     commit_max_s: float | None = None
@@ -33,7 +33,7 @@ class Sample(msgspec.Struct, omit_defaults=True):
     mailbox: float | None = None
     cpu_cores: float | None = None
     rss_bytes: float | None = None
-    generator_cpu_cores: float | None = None
+    generator_cpu_cores: float | None = None  # of this process, without its workers
     machine_cpu_cores: float | None = None  # of all that runs on this machine
 
 
@@ -49,6 +49,10 @@ class Scrape:
         """Over all labels; None when it is not there."""
         found = self._values.get(name)
         return None if found is None else sum(value for _, value in found)
+
+    def highest(self, name: str) -> float | None:
+        """Of all labels; None when it is not there."""
+        return max((value for _, value in self._values.get(name, [])), default=None)
 
     def buckets(self, name: str) -> dict[float, float]:
         """A histogram's cumulative counts by upper bound in seconds, over all other labels."""
@@ -115,7 +119,8 @@ class Monitor:
         self.samples.append(sample)
 
     def _read(self, scrape: Scrape, sample: Sample) -> None:
-        sample.lag_events = scrape.total("classpulse_store_lag_events")
+        # An event that several stores wait for is one event.
+        sample.lag_events = scrape.highest("classpulse_store_lag_events")
         sample.actors = scrape.total("classpulse_session_actors")
         sample.mailbox = scrape.total("classpulse_mailbox_depth")
         name = "classpulse_journal_commit_seconds"

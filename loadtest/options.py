@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from loadtest import faults, scenarios
+from loadtest import faults, promises, scenarios
 from loadtest.transports import TRANSPORTS
 
 DEFAULT_URL: Final = "http://127.0.0.1:8765"
@@ -18,12 +18,19 @@ MOST_SUBSCRIBERS: Final = 2000
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     names = "\n".join(f"  {each.name:<14} {each.says}" for each in scenarios.BUILT_IN.values())
+    told = {
+        "p50, p99, max": ("s", "answers to POSTs; any other percentile too, such as p99.9"),
+        "query_p99, …": ("s", "answers to queries"),
+        "notify_p99, …": ("s", "news at a subscriber's socket; alert_… and delta_… are of these"),
+    } | promises.FIGURES
+    figures = "\n".join(f"  {name:<14} {says}{f' ({unit})' * bool(unit)}" for name, (unit, says) in told.items())
     made = argparse.ArgumentParser(
         prog="classpulse loadtest",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Loads a daemon with virtual students, checks that nothing is lost, and judges promises.",
         epilog=f"scenarios:\n{names}\n  FILE.py        SCENARIO of your own\n  replay FILE    recorded requests\n"
         "  capacity       how many students this daemon carries\n  compare A B    two results (JSON)\n"
+        f"\nfigures of --slo:\n{figures}\n"
         "\nexit codes: 0 every promise held and nothing is missing, 1 not, 2 bad usage",
     )
     made.add_argument("scenario", metavar="SCENARIO")
@@ -62,6 +69,14 @@ def parser() -> argparse.ArgumentParser:
     judged.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     judged.add_argument("--html", type=Path, metavar="FILE", help="write the report there")
     return made
+
+
+def changed(arguments: argparse.Namespace) -> list[str]:
+    """The options that are not at their defaults, as people write them: a command refuses those that it ignores."""
+    defaults = parser().get_default
+    names = [name for name, value in vars(arguments).items() if value != defaults(name)]
+    # `class_id` is `--class`, which is no name in Python.
+    return [f"--{name.removesuffix('_id').replace('_', '-')}" for name in names if name not in {"scenario", "files"}]
 
 
 def _fault_help() -> str:

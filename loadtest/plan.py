@@ -31,6 +31,10 @@ class Plan(msgspec.Struct, frozen=True, dict=True):
     most_events: int = 2_000_000
     grace_s: float = 10.0  # for what is due and not answered when the load ends
 
+    def __repr__(self) -> str:
+        """Without the key: a traceback may be shown to others."""
+        return f"Plan({self.scenario_name!r}, run={self.run!r}, url={self.url!r})"
+
     @cached_property
     def scenario(self) -> Scenario:
         """What is played."""

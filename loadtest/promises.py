@@ -10,14 +10,14 @@ from loadtest.errors import UsageError
 
 # What is measured, beside the percentiles: the figure's name, its unit, what it says.
 FIGURES: Final = {
-    "errors": ("%", "share of requests that were not answered 2xx at the first attempt"),
-    "lost": ("", "acknowledged events that are missing somewhere, and places that could not be asked"),
-    "lag_max": ("", "most events that waited for PostgreSQL"),
-    "drain": ("s", "from the end of the load until everything was stored"),
-    # Both over 10 minutes and without the first half of the load, which is warm-up.
-    "memory_slope": ("MB", "growth of the daemon's resident memory"),
-    "lag_slope": ("s", "growth of what is not yet stored, in seconds of load"),
-    "rate": ("", "acknowledged events a second"),
+    "errors": ("%", "requests that were not answered 2xx at the first attempt"),
+    "lost": ("", "faults in the accounts: what is missing or too much, and what could not be asked"),
+    "lag_max": ("", "most events that were not stored, by the store that was furthest behind"),
+    "drain": ("s", "from the end of the load until every store had all"),
+    # Both without the first half of the load, which is warm-up.
+    "memory_slope": ("MB", "growth of the daemon's resident memory in 10 minutes"),
+    "lag_slope": ("s", "growth of what is not yet stored in 10 minutes, in seconds of load"),
+    "rate": ("", "events acknowledged a second"),
 }
 # Percentiles of: answers to POSTs, answers to queries, news at a subscriber's socket (all, alerts, deltas).
 TIMES: Final = ("", "query_", "notify_", "alert_", "delta_")

@@ -9,7 +9,7 @@ from loadtest import promises
 from loadtest.check import TOLD, Check
 from loadtest.monitor import Sample
 from loadtest.plots import Plot, Series, svg
-from loadtest.result import SHOWN, Moment, Result, figure_text
+from loadtest.result import SHOWN, Moment, Result
 
 _STYLE: Final = Path(__file__).with_name("report.css")
 # What the tiles show: figure, words.
@@ -51,7 +51,7 @@ def html(result: Result) -> str:
         "<h2>Over the time of the run</h2>",
         _plots(result),
         '<div class="columns"><div><h2>Figures</h2>',
-        _pairs([(name, figure_text(name, result.figures[name])) for name in SHOWN if name in result.figures]),
+        _pairs([(name, promises.shown(name, result.figures[name])) for name in SHOWN if name in result.figures]),
         "</div><div><h2>Requests</h2>",
         _pairs([(name, f"{number:,}") for name, number in result.events.items()]),
         _pairs([(kind, f"{times:,}") for kind, times in sorted(result.errors_by_kind.items())]),
@@ -73,7 +73,7 @@ def _legend_notes(result: Result) -> list[str]:
 
 def _tiles(result: Result) -> str:
     tiles = [
-        f'<div class="tile"><b>{escape(figure_text(name, result.figures.get(name)))}</b><span>{words}</span></div>'
+        f'<div class="tile"><b>{escape(promises.shown(name, result.figures.get(name)))}</b><span>{words}</span></div>'
         for name, words in _TILES
     ]
     return f'<div class="tiles">{"".join(tiles)}</div>'
@@ -115,7 +115,6 @@ def _account(check: Check) -> str:
         if check.skipped
         else _badge(good=check.held, yes="complete", no="missing")
     )
-    counted = f"{check.found:,} of {check.expected:,}" if check.expected else f"{check.faults:,} faults"
     ids = "".join(f"<code>{escape(event_id)}</code>" for event_id in check.event_ids)
     if check.candidates:
         told = check.candidates[:TOLD]
@@ -125,7 +124,7 @@ def _account(check: Check) -> str:
         ids += f" and {check.faults - len(check.event_ids):,} more"
     return (
         f'<tr><td>{badge}</td><td>{escape(check.name)} <span class="soft">{escape(check.note)}</span></td>'
-        f'<td class="number">{counted}</td><td class="ids">{ids}</td></tr>'
+        f'<td class="number">{check.counted}</td><td class="ids">{ids}</td></tr>'
     )
 
 
@@ -142,6 +141,8 @@ def _plots(result: Result) -> str:
     bounds = {each.figure: promises.parse(each.promise)[0].bound for each in result.judgements}
     # The first second's requests and the last's are a part of a second's.
     duration_s = float(result.options["duration_s"])
+    # The harness' own process alone is looked at: with workers it reads the streams, and they make the load.
+    generator = "generator" if result.options["workers"] == 1 else "generator, without its workers"
 
     def moments(name: str, read: Callable[[Moment], float | None]) -> Series:
         return Series(name, [(moment.second + 0.5, read(moment)) for moment in result.timeline])
@@ -187,7 +188,7 @@ def _plots(result: Result) -> str:
             "% of a core",
             [
                 samples("daemon", lambda sample: sample.cpu_cores),
-                samples("generator", lambda sample: sample.generator_cpu_cores),
+                samples(generator, lambda sample: sample.generator_cpu_cores),
                 samples("all of this machine", lambda sample: sample.machine_cpu_cores),
             ],
             scale=100,

@@ -2,9 +2,11 @@
 
 import os
 import platform
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from statistics import mean
 from typing import Any, Final
 
 import msgspec
@@ -15,7 +17,7 @@ from loadtest.histograms import Histogram
 from loadtest.ledger import Tally
 from loadtest.monitor import Sample
 from loadtest.notifications import News
-from loadtest.promises import Verdict, rank_of, shown
+from loadtest.promises import Verdict, rank_of
 from loadtest.rows import STORED
 
 FORMAT: Final = 1
@@ -99,6 +101,12 @@ class Result(msgspec.Struct):
     def counted(self) -> bool:
         """Whether rows were, by SQL: the API does not show every event."""
         return any(check.name == STORED for check in self.checks)
+
+    def while_loaded(self, read: Callable[[Sample], float | None]) -> float | None:
+        """The mean over the samples of the load; None when none of them knows."""
+        loaded = [each for each in self.samples if 0 < each.offset_s <= float(self.options["duration_s"])]
+        known = [value for value in map(read, loaded) if value is not None]
+        return mean(known) if known else None
 
     @property
     def failures(self) -> list[str]:
@@ -231,28 +239,28 @@ def judgement(verdict: Verdict) -> Judgement:
     return Judgement(promise.text, promise.figure, verdict.value, verdict.measured, verdict.held, finite)
 
 
-def figure_text(figure: str, value: float | None) -> str:
-    """A figure for people."""
-    return shown(figure, value)
-
-
 def environment(target: str, daemon_version: str | None) -> dict[str, str]:
     """What the figures depend on."""
-    model = platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
     return {
         "target": target,
         "daemon": daemon_version or "unknown",
         "harness": f"classpulse {version('classpulse')}",
-        "generator's machine": f"{model}, {os.cpu_count()} cores, load before {os.getloadavg()[0]:.2f}",
+        "generator's machine": machine(),
         "system": f"{platform.system()} {platform.release()}",
         "Python": platform.python_version(),
         "trio": version("trio"),
         "httpx": version("httpx"),
     }
+
+
+def machine() -> str:
+    """This one, and how busy it is."""
+    model = platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return f"{model}, {os.cpu_count()} cores, load before {os.getloadavg()[0]:.2f}"
 
 
 def now_text() -> str:

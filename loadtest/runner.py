@@ -71,7 +71,7 @@ class Run:
     promises: tuple[Promise, ...]
     workers: int = 1
     subscribers: int | None = None  # default: one an instructor
-    dsn: str | None = None
+    dsn: str | None = field(default=None, repr=False)  # it may hold a password
     servers: Servers | None = None
     faults: list[Fault] = field(default_factory=list)
     drain_s: float = 60.0
@@ -93,6 +93,7 @@ class Run:
     async def _played(self) -> Result:
         plan = self.plan
         version = await reach(plan)
+        cells = not await verification.cells_elsewhere(plan.target)  # now: it may be gone after the load
         if self.dsn:
             await rows.can_ask(self.dsn)
         started = results.now_text()
@@ -108,7 +109,7 @@ class Run:
                 books = accounts.gathered(plan, workers, course.subscribers, course.shown, course.timer)
                 books.tally.merge(self.own)
                 with trio.CancelScope() as comparing, self.interrupts.stopping_by(comparing.cancel):
-                    await accounts.compare(books, plan, dsn=self.dsn, settled=course.settled)
+                    await accounts.compare(books, plan, dsn=self.dsn, settled=course.settled, cells=cells)
                 if comparing.cancelled_caught:
                     books.checks.insert(0, accounts.not_compared())
             return self._concluded(course, books, version, started)
@@ -180,7 +181,10 @@ class Run:
     async def _load(
         self, workers: list[Worker], timer: Clock, monitor: Monitor, subscribers: list[Subscriber]
     ) -> float:
-        """Play; gives the seconds that the load took, without the grace at its end."""
+        """Play; gives the seconds that the load took, without the grace at its end.
+
+        LoadTestError when a worker hangs.
+        """
         duration_s = self.plan.scenario.duration_s
 
         ticks: dict[int, list[Tick]] = {}
@@ -206,6 +210,12 @@ class Run:
             for worker in workers:
                 worker.stop()
 
+        at_work = set(range(len(workers)))
+
+        async def work(number: int) -> None:
+            await workers[number].run(timer, partial(told, number))
+            at_work.remove(number)
+
         async with trio.open_nursery() as nursery:
             nursery.start_soon(show)
             if self.workers > 1:
@@ -215,10 +225,13 @@ class Run:
                 assert self.servers is not None
                 nursery.start_soon(fault_plans.play, self.faults, self.servers, timer)
             within_s = BEGIN_S + duration_s + self.plan.grace_s + ACCOUNT_WITHIN_S
-            with self.interrupts.stopping_by(stop), trio.fail_after(within_s):
+            with self.interrupts.stopping_by(stop), trio.move_on_after(within_s) as patience:
                 async with trio.open_nursery() as loading:
-                    for number, worker in enumerate(workers):
-                        loading.start_soon(worker.run, timer, partial(told, number))
+                    for number in range(len(workers)):
+                        loading.start_soon(work, number)
+            if patience.cancelled_caught:
+                who = ", ".join(map(str, sorted(at_work)))
+                raise LoadTestError(f"worker {who} told no account within {within_s:.0f} s")
             loaded_s = min(timer.offset_s, duration_s)
             self.own.cpu_s = time.process_time() - cpu
             nursery.cancel_scope.cancel()

@@ -32,13 +32,14 @@ class ClientStream:
         self._stream = stream
         self._bytes = bytearray(rest)
         self._parts = b""  # of a message in several frames
+        self._closed: str | None = None  # why, once the server said so
 
     async def send(self, text: bytes) -> None:
         """One message."""
         await self._send(_TEXT, text)
 
     async def receive(self) -> list[bytes]:
-        """The messages that have come, at least one. Pings are answered."""
+        """The messages that have come, at least one. Pings are answered; a close is told by the call after its news."""
         while True:
             messages = []
             for opcode, payload in list(self._frames()):
@@ -46,11 +47,14 @@ class ClientStream:
                     await self._send(_PONG, payload)
                 elif opcode == _CLOSE:
                     code = int.from_bytes(payload[:2], "big") if len(payload) >= 2 else 1005
-                    raise TransportError(f"closed with {code}")
+                    self._closed = f"closed with {code}"
+                    break  # nothing that counts comes after it
                 elif opcode == _TEXT:
                     messages.append(payload)
             if messages:
                 return messages
+            if self._closed is not None:
+                raise TransportError(self._closed)
             if len(self._bytes) > MOST_BYTES:
                 raise TransportError("a message is too long")
             data = await self._stream.receive_some(RECEIVE_BYTES)

@@ -1,7 +1,7 @@
 """The daemon under load: where it is, and whether we may."""
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from loadtest.errors import UsageError
@@ -15,7 +15,7 @@ class Target:
     """A daemon's address and the access key for it, if it wants one."""
 
     url: str  # http(s)://host:port, without a path
-    key: str | None = None
+    key: str | None = field(default=None, repr=False)
 
     @property
     def tls(self) -> bool:

@@ -5,7 +5,7 @@ must not be.
 """
 
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote
 
@@ -35,8 +35,17 @@ _AGREE_POLL_S: Final = 0.2
 AS_OVERVIEW: Final = "as the overview, in every subscriber's view"
 
 
+class _Part(msgspec.Struct):
+    status: str
+    lag_events: int | None = None  # of a store
+
+
+class _Health(msgspec.Struct):
+    checks: dict[str, _Part]
+
+
 async def drained(target: Target, within_s: float) -> float | None:
-    """Seconds until the daemon says that all is stored; None when it does not come to that, or does not say."""
+    """Seconds until the daemon says that every store has all; None when it does not come to that, or does not say."""
     began = trio.current_time()
     async with LeanTransport(target) as transport:
         line = transport.line()
@@ -51,14 +60,30 @@ async def drained(target: Target, within_s: float) -> float | None:
     return None
 
 
+async def cells_elsewhere(target: Target) -> bool:
+    """Whether cell events are points in InfluxDB, and no rows. Not so when the daemon does not say."""
+    async with LeanTransport(target) as transport:
+        line = transport.line()
+        try:
+            parts = await _parts(line)
+        finally:
+            await line.aclose()
+    return "influxdb" in parts and parts["influxdb"].status != "not_configured"
+
+
 async def _lag(line: Line) -> int | None:
+    """Of the store that is furthest behind."""
+    parts = await _parts(line)
+    return max((part.lag_events for part in parts.values() if part.lag_events is not None), default=None)
+
+
+async def _parts(line: Line) -> dict[str, _Part]:
+    """What health says of each part of the daemon; nothing when it does not tell."""
     try:
         answer = await line.get("/api/v1/health")
-        checks = msgspec.json.decode(answer.body)["checks"]
-    except (TransportError, msgspec.DecodeError, KeyError, TypeError):
-        return None
-    lag: int | None = checks.get("postgresql", {}).get("lag_events")
-    return lag
+        return msgspec.json.decode(answer.body, type=_Health).checks
+    except (TransportError, msgspec.DecodeError):
+        return {}
 
 
 class Shown(NamedTuple):
@@ -260,7 +285,7 @@ async def _compare_sessions(line: Line, person: Person, events: list[Entry], che
         _compare(own, executions, errors, check, known=_may_be(own, there=name in found))
 
 
-async def _sessions(line: Line, person: Person) -> Any:
+async def _sessions(line: Line, person: Person) -> AsyncIterator[dict[str, Any]]:
     cursor = ""
     while True:
         user, class_id = quote(person.user_id, safe=""), quote(person.class_id, safe="")

@@ -188,6 +188,20 @@ class Lines:
         return self._ready.pop()
 
 
+class Messages:
+    """What a worker says, whole messages alone: half a line would spoil the next one."""
+
+    def __init__(self, stream: trio.abc.SendStream) -> None:
+        self._stream = stream
+        self._lock = trio.Lock()
+
+    async def say(self, message: Message) -> None:
+        """BrokenResourceError when nobody is there any more."""
+        async with self._lock:
+            with trio.CancelScope(shield=True):  # until the parent reads, or is gone
+                await self._stream.send_all(msgspec.json.encode(message) + b"\n")
+
+
 async def _ticking(generator: Generator, told: Callable[[Tick], None]) -> None:
     while True:
         await trio.sleep(TICK_S)
@@ -220,14 +234,8 @@ def added(ticks: Iterable[list[Tick]]) -> Tick:
 async def _child() -> None:
     """The worker process."""
     incoming = Lines(trio.lowlevel.FdStream(0))
-    outgoing = trio.lowlevel.FdStream(os.dup(1))
+    say = Messages(trio.lowlevel.FdStream(os.dup(1))).say
     os.dup2(2, 1)  # what a scenario of one's own prints is no message
-    lock = trio.Lock()
-
-    async def say(message: Message) -> None:
-        async with lock:
-            await outgoing.send_all(msgspec.json.encode(message) + b"\n")
-
     line = await incoming.next()
     if line is None:
         return

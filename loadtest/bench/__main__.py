@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from types import FrameType
 
-from loadtest import database
+from loadtest import database, result
 from loadtest.bench import disk, fanout, lessons, measures, queries, report, stores
 from loadtest.errors import LoadTestError
 from loadtest.processes import ROOT, claim_cores, need
@@ -60,7 +60,7 @@ def _arguments() -> argparse.Namespace:
         "--subscribers", type=int, default=fanout.SUBSCRIBERS, help=f"of fanout (default {fanout.SUBSCRIBERS})"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    parser.add_argument("--keep", action="store_true", help="keep logs and data, and say where")
+    parser.add_argument("--keep", action="store_true", help="keep logs, and the daemons' data, and say where")
     arguments = parser.parse_args()
     arguments.only = arguments.only.split(",")
     if unknown := set(arguments.only) - {*ROWS, *MORE}:
@@ -80,7 +80,7 @@ def _run(arguments: argparse.Namespace) -> tuple[dict[str, str], list[report.Row
         make = tempfile.mkdtemp if arguments.keep else lambda prefix: stack.enter_context(_temporary(prefix))
         directory, cluster = Path(make(prefix="classpulse-bench-")), Path(make(prefix="classpulse-bench-pg-"))
         if arguments.keep:
-            print(f"logs and data stay in {directory} and {cluster}", file=sys.stderr)
+            print(f"logs, and the daemons' data, stay in {directory} and {cluster}", file=sys.stderr)
         postgres = stack.enter_context(database.running(cluster, cores.load)).database
         bench = measures.Bench(cores, postgres, directory, arguments.seconds, arguments.rounds)
         machine = _machine(directory) | {"PostgreSQL": postgres.ask("postgres", "SHOW server_version")}
@@ -111,16 +111,12 @@ def _temporary(prefix: str) -> tempfile.TemporaryDirectory[str]:
 
 def _machine(directory: Path) -> dict[str, str]:
     """What the figures depend on."""
-    models = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    model = models[0] if models else platform.machine()
     return {
         "commit": commit.stdout.strip() or "unknown",
-        "machine": f"{model}, {os.cpu_count()} cores, load before {os.getloadavg()[0]:.1f}",
+        "machine": result.machine(),
         "Python": platform.python_version(),
         "fdatasync": f"{_sync_ms(directory):.2f} ms (median of 50, 4 KiB appended)",
     }

@@ -95,9 +95,8 @@ function done(summary, latency)
   end
   local errors = summary.errors
   io.write(string.format(
-    '\nBENCH {"seconds":%.6f,"answered":%d,"sent":%d,"p50_ms":%.3f,"p99_ms":%.3f,"max_ms":%.3f,'
+    '\nBENCH {"seconds":%.6f,"answered":%d,"sent":%d,"p99_ms":%.3f,'
       .. '"non_2xx":%d,"connect":%d,"read":%d,"write":%d,"timeout":%d}\n',
-    summary.duration / 1e6, summary.requests, made,
-    latency:percentile(50) / 1e3, latency:percentile(99) / 1e3, latency.max / 1e3,
+    summary.duration / 1e6, summary.requests, made, latency:percentile(99) / 1e3,
     errors.status, errors.connect, errors.read, errors.write, errors.timeout))
 end

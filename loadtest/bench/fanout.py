@@ -74,9 +74,9 @@ def _delays(bench: Bench, daemon: Daemon, subscribers: int, row: Row) -> None:
     row.problems += harness.faults(found)
     row.notes += found.notes
     name = f"delta p99 at {EVENTS_PER_S} events/s"
-    row.judge(name, 1000 * (found.figures["delta_p99"] or float("nan")), "ms", DELTA_P99_MS)
-    row.add("alert p99", 1000 * (found.figures["alert_p99"] or float("nan")), "ms")
-    row.add("API p99", 1000 * (found.figures["p99"] or float("nan")), "ms")
+    row.judge(name, 1000 * harness.figure(found, "delta_p99"), "ms", DELTA_P99_MS)
+    row.add("alert p99", 1000 * harness.figure(found, "alert_p99"), "ms")
+    row.add("API p99", 1000 * harness.figure(found, "p99"), "ms")
     row.add("daemon's CPU", 100 * harness.daemon_cores(found), "% core")
     row.add("frames read", found.subscribers["frames"])
 

@@ -25,9 +25,7 @@ class Load:
     seconds: float
     answered: int
     sent: int
-    p50_ms: float
     p99_ms: float
-    max_ms: float
     non_2xx: int
     broken: int  # connect, read and write errors, and requests over wrk's 2 s
     server_cpu_s: float  # user and system time of what was loaded, while wrk ran
@@ -101,9 +99,7 @@ class Generator:
             seconds=seen["seconds"],
             answered=seen["answered"],
             sent=seen["sent"],
-            p50_ms=seen["p50_ms"],
             p99_ms=seen["p99_ms"],
-            max_ms=seen["max_ms"],
             non_2xx=seen["non_2xx"],
             broken=seen["connect"] + seen["read"] + seen["write"] + seen["timeout"],
             server_cpu_s=server_cpu_s,

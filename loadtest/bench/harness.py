@@ -3,7 +3,6 @@
 import contextlib
 import os
 import sys
-from statistics import mean
 
 from loadtest import cli
 from loadtest import result as results
@@ -30,14 +29,20 @@ def play(bench: Bench, label: str, scenario: str, *arguments: str) -> Result:
     return found
 
 
+def figure(found: Result, name: str) -> float:
+    """Times in seconds; NaN when it was not measured."""
+    return _or_nan(found.figures[name])
+
+
 def daemon_cores(found: Result) -> float:
     """The daemon's CPU while it was loaded, in cores; NaN when nobody saw it."""
-    length_s = float(found.options["duration_s"])
-    seen = [sample.cpu_cores for sample in found.samples if 0 < sample.offset_s <= length_s]
-    known = [cores for cores in seen if cores is not None]
-    return mean(known) if known else float("nan")
+    return _or_nan(found.while_loaded(lambda sample: sample.cpu_cores))
 
 
 def faults(found: Result) -> list[str]:
     """What was lost, doubled or not told, by account."""
     return [f"{check.name}: {check.faults} faults {check.event_ids}" for check in found.checks if not check.held]
+
+
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else value

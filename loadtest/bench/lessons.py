@@ -35,10 +35,10 @@ def lesson(bench: Bench, label: str) -> Row:
     row.judge("lost, doubled or not told", sum(check.faults for check in found.checks), "events", 0)
     row.problems += harness.faults(found)
     row.add("events acknowledged", found.events["acknowledged"])
-    row.add("a second", found.figures["rate"] or 0)
+    row.add("a second", harness.figure(found, "rate"))
     for figure in ("p50", "notify_p50", "query_p99"):
-        row.add(figure.replace("_", " "), 1000 * (found.figures[figure] or 0), "ms")
-    row.add("highest lag", found.figures["lag_max"] or 0, "events")
+        row.add(figure.replace("_", " "), 1000 * harness.figure(found, figure), "ms")
+    row.add("highest lag", harness.figure(found, "lag_max"), "events")
     row.add("daemon's CPU", harness.daemon_cores(found), "cores")
     row.add("harness' CPU", found.generator.cpu_cores, "cores")
     row.notes += found.notes

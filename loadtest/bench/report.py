@@ -1,10 +1,11 @@
 """What a bench found: one table of what is promised, the figures behind it below, and all of it as JSON."""
 
-import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 # Name, floor, figure, its unit, bound, ratio, verdict.
 _LINE: Final = "{:<46} {:>9} {:>9} {:<8}  {:<18} {:>6}  {}"
@@ -51,9 +52,13 @@ class Row:
     def judge_ratio(
         self, name: str, value: float, unit: str, floor: float, limit: float, *, least: bool = False
     ) -> None:
-        """A figure whose ratio to its floor has a verdict."""
-        ratio = value / floor
-        held = ratio >= limit if least else ratio <= limit
+        """A figure whose ratio to its floor has a verdict; missed where one of both is not above 0."""
+        ratio: float | None = None
+        if value > 0 and floor > 0:
+            ratio = value / floor
+        else:  # a difference of two loads may be nothing but noise, and would keep any promise
+            self.notes.append(f"{name}: {_number(value)} to {_number(floor)} {unit} is no ratio: measure for longer")
+        held = ratio is not None and (ratio >= limit if least else ratio <= limit)
         self.figures.append(
             Figure(name, value, unit, f"{'>=' if least else '<='} {limit} of floor", held, floor, ratio)
         )
@@ -120,6 +125,6 @@ def _detail(row: Row) -> list[str]:
 
 
 def write_json(path: Path, machine: dict[str, str], rows: list[Row]) -> None:
-    """The same for programs."""
+    """The same for programs; null is what was not measured."""
     found = {"machine": machine, "rows": [asdict(row) | {"held": row.held} for row in rows]}
-    path.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")

@@ -11,7 +11,6 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from urllib.parse import urlencode
 
-import psutil
 import redis
 
 from loadtest.errors import LoadTestError
@@ -150,7 +149,7 @@ def redis_server(directory: Path, core: int) -> Iterator[Redis]:
 
 
 @contextlib.contextmanager
-def _process(core: int, base: Path, up: Callable[[], bool], *command: str) -> Iterator[psutil.Process]:
+def _process(core: int, base: Path, up: Callable[[], bool], *command: str) -> Iterator[None]:
     log = base / "log"
     with log.open("wb") as errors:
         process = subprocess.Popen(
@@ -166,6 +165,6 @@ def _process(core: int, base: Path, up: Callable[[], bool], *command: str) -> It
             if process.poll() is not None or time.monotonic() > deadline:
                 raise LoadTestError(f"{command[0]} did not start:\n{log.read_text(errors='replace')[-2000:]}")
             time.sleep(0.05)
-        yield psutil.Process(process.pid)
+        yield
     finally:
         stop(process, command[0])

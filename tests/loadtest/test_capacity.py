@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest import promises
-from loadtest.capacity import MOST_PROBES, PRECISION, Probe, confirmed, search
+from loadtest.capacity import MOST_PROBES, PRECISION, Probe, broke_first, confirmed, first_second, search
 from loadtest.errors import CannotTryError, InterruptedSearchError, LoadTestError
-from loadtest.result import judgement
+from loadtest.result import Moment, judgement
+from tests.loadtest.test_cli import found
 
 
 class System:
@@ -211,3 +212,45 @@ async def test_a_size_that_lost_an_event_is_not_tried_again():
     answer = await search(confirmed(system.probe), first=50, most=10_000)
     assert answer.carries == 0
     assert len(system.tried) == len(set(system.tried))
+
+
+def moment(second, p99_s, errors=0):
+    return Moment(second, 100, 100, errors, None, p99_s, None, None, None)
+
+
+def judged(text, **figures):
+    return [judgement(verdict) for verdict in promises.judged(promises.parse(text), figures)]
+
+
+@pytest.mark.parametrize(
+    ("text", "figures", "second"),
+    [
+        ("p99<100ms", {"p99": 0.2}, 2),
+        ("p99<=100ms", {"p99": 0.2}, 3),
+        ("p99>60ms", {"p99": 0.05}, 0),
+        ("p99>=60ms", {"p99": 0.0}, 0),
+        ("p99<0ms", {"p99": 0.2}, 0),
+        ("errors<=0%", {"errors": 5.0}, 1),
+        ("rate>=500", {"rate": 0.0}, float("inf")),
+    ],
+)
+def test_a_promise_breaks_in_the_first_second_that_does_not_hold_it(text, figures, second):
+    timeline = [moment(0, 0.05), moment(1, 0.07, errors=3), moment(2, 0.1), moment(3, 0.3)]
+    (broken,) = judged(text, **figures)
+    assert not broken.held
+    assert first_second(broken, found(timeline=timeline)) == second
+
+
+def test_one_whose_bound_is_0_may_be_the_first_that_broke():
+    run = found(judgements=judged("p99<100ms, errors<=0%", p99=0.2, errors=5.0))
+    run.timeline = [moment(0, 0.05), moment(1, 0.05, errors=3), moment(2, 0.2)]
+    assert broke_first(run) == "errors<=0% (was 5 %)"
+
+
+async def test_of_a_size_the_promise_that_is_furthest_over_is_told():
+    async def probe(students):
+        told = judged("p99<100ms, errors<=0%", p99=0.09, errors=5.0)
+        return Probe(students, False, told, 0, False, None, None, None, "errors<=0%")
+
+    answer = await search(probe, first=1, most=1)
+    assert answer.text().splitlines()[-1].split(";")[0].split() == ["1", "no", "errors<=0%", "at", "5", "%"]

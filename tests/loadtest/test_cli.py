@@ -25,7 +25,10 @@ from loadtest.plots import nice_steps
 from loadtest.progress import Progress
 from loadtest.runner import Course, Run
 from loadtest.target import Target
+from loadtest.transports import LeanTransport
+from loadtest.workers import Assignment
 from tests.loadtest.conftest import RECORDINGS
+from tests.loadtest.peer import answer, serving
 
 
 @pytest.mark.parametrize(
@@ -58,6 +61,14 @@ from tests.loadtest.conftest import RECORDINGS
         (["capacity", "--local", "--html", "report.html"], "no HTML"),
         (["capacity", "--students", "300", "--most", "200"], "more than --most"),
         (["capacity", "--duration", "5s"], "--step"),
+        (["classroom-200", "--step", "5s"], "--step is of capacity"),
+        (["classroom-200", "--most", "5"], "--most is of capacity"),
+        (["classroom-200", "--local", "--drain", "soon"], "not a duration: 'soon'"),
+        (["capacity", "--local", "--drain", "soon"], "not a duration: 'soon'"),
+        (["compare", "a.json", "b.json", "--workers", "2"], "no --workers"),
+        (["compare", "a.json", "b.json", "--class", "x"], "no --class"),
+        (["compare", "a.json", "b.json", "--fault", "kill-daemon@5s"], "no --fault"),
+        (["compare", "a.json", "b.json", "--i-own-this-host", "x"], "no --i-own-this-host"),
         (["capacity", "--rate", "5"], "say --students"),
         (["capacity", "--students", "5", "--rate", "0"], "rate: over 0"),
         (["capacity", "--most", "50001"], "--most: at most 50000"),
@@ -103,6 +114,14 @@ def test_bad_options_are_exit_2(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(arguments)
     assert ended.value.code == 2
+
+
+def test_help_says_what_can_be_promised(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    told = capsys.readouterr().out
+    for figure, (unit, says) in promises.FIGURES.items():
+        assert re.search(rf"^  {figure} +{re.escape(says)}{f' .{unit}.' * bool(unit)}$", told, re.MULTILINE)
 
 
 GOOD = """
@@ -195,6 +214,17 @@ def test_what_is_wrong_in_a_recording_is_told_with_its_line(tmp_path, capsys, li
 def test_files_may_come_behind_options(tmp_path, capsys):
     assert cli.main(["replay", "--speed", "2", str(tmp_path / "none.jsonl")]) == 2
     assert "none.jsonl: not a recording" in capsys.readouterr().err
+
+
+def test_no_key_and_no_password_is_shown_by_accident():
+    secret = "s3cret"
+    shape = ((0.0, 1.0), (1.0, 1.0))
+    plan = Plan("classroom-200", "abcd1234", "1", "http://127.0.0.1:1", secret, 1, 1, 0, 1.0, shape)
+    run = Run(plan, PlainDisplay(io.StringIO()), promises=(), dsn=f"postgresql://u:{secret}@127.0.0.1/x")
+    assert plan.target.key == secret
+    for holder in (plan, plan.target, run, Assignment(plan, 0, 1)):
+        assert secret not in repr(holder)
+        assert "127.0.0.1:1" in repr(holder)
 
 
 def test_nobody_there_is_exit_1(capsys, unused_port):
@@ -382,6 +412,11 @@ def test_the_report_needs_nothing_else_and_shows_verdicts_faults_and_lost_events
     assert "missing" in page
 
 
+def test_the_report_does_not_take_the_reader_of_streams_for_the_workers():
+    assert "generator</span>" in report.html(found())
+    assert "generator, without its workers</span>" in report.html(found(options=found().options | {"workers": 2}))
+
+
 def test_compare_says_what_changed_and_what_broke(tmp_path, capsys):
     before = found()
     slower = before.figures | {"p99": 0.3}
@@ -400,6 +435,13 @@ def test_compare_says_what_changed_and_what_broke(tmp_path, capsys):
     assert cli.main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 1
     assert cli.main(["compare", str(tmp_path / "b.json"), str(tmp_path / "a.json")]) == 0
     assert "better" in capsys.readouterr().out
+
+
+def test_a_mean_is_of_the_load_alone():
+    seen = {-1.0: 9.0, 0.5: 1.0, 1.5: None, 4.0: 2.0, 4.5: 9.0}
+    run = found(samples=[Sample(offset_s, cpu_cores=cores) for offset_s, cores in seen.items()])
+    assert run.while_loaded(lambda sample: sample.cpu_cores) == 1.5
+    assert run.while_loaded(lambda sample: sample.commit_mean_s) is None
 
 
 def test_what_was_different_between_two_runs_is_told():
@@ -482,6 +524,14 @@ def test_a_line_comes_every_few_seconds_however_often_there_is_news():
     assert all("events/s 250" in line for line in lines)
 
 
+def test_each_run_of_a_search_has_its_lines():
+    out = io.StringIO()
+    shown, monitor = PlainDisplay(out), Monitor(Target("http://127.0.0.1:1"), clock(0), None)
+    for offset_s in (0.9, 10.4, 19.5, 0.9, 2.0, 5.5):
+        shown.tick(Progress(offset_s, 20.0, Tick(2.0, Histogram(), 600, 500, 0, 9), Histogram(), monitor))
+    assert [line.split()[1] for line in out.getvalue().splitlines()] == ["1/20", "10/20", "20/20", "1/20", "6/20"]
+
+
 def test_lines_that_nobody_reads_cost_nothing():
     reading, writing = os.pipe()
     os.close(reading)
@@ -506,10 +556,10 @@ def test_slopes_are_of_the_load_alone_and_told_in_ten_minutes():
     after = [Sample(300.5 + second, lag_events=0.0, rss_bytes=1e7) for second in range(100)]
     figures = result.figures(tally, None, loaded + after, loaded_s=300, drain_s=1, lost=0)
     assert figures["lag_slope"] == pytest.approx(1)
-    assert result.figure_text("lag_slope", figures["lag_slope"]) == "1 s in 10 min"
+    assert promises.shown("lag_slope", figures["lag_slope"]) == "1 s in 10 min"
     assert figures["memory_slope"] == pytest.approx(-0.6)
-    assert result.figure_text("memory_slope", figures["memory_slope"]) == "-0.6 MB in 10 min"
-    assert result.figure_text("lag_slope", -0.02) == "-20 ms in 10 min"
+    assert promises.shown("memory_slope", figures["memory_slope"]) == "-0.6 MB in 10 min"
+    assert promises.shown("lag_slope", -0.02) == "-20 ms in 10 min"
 
 
 def test_metrics_are_read():
@@ -518,9 +568,24 @@ def test_metrics_are_read():
         't_seconds_bucket{le="0.1"} 5\nt_seconds_bucket{le="+Inf"} 10\n'
     )
     assert scrape.total("lag_events") == 7
-    assert scrape.total("nothing") is None
+    assert scrape.highest("lag_events") == 4
+    assert scrape.total("nothing") is scrape.highest("nothing") is None
     assert bucket_percentile({}, scrape.buckets("t_seconds"), 50) == 0.1
     assert bucket_percentile(scrape.buckets("t_seconds"), scrape.buckets("t_seconds"), 50) is None
+
+
+async def test_an_event_that_two_stores_wait_for_is_one_event():
+    async def script(number, head, body):
+        lags = (f'classpulse_store_lag_events{{store="{name}"}} 7.0' for name in ("postgresql", "influxdb"))
+        return answer(200, "\n".join(lags).encode())
+
+    async with serving(script) as peer:
+        monitor = Monitor(Target(peer.url), clock(0), None)
+        async with LeanTransport(Target(peer.url)) as transport:
+            line = transport.line()
+            await monitor.look(line)
+            await line.aclose()
+    assert [sample.lag_events for sample in monitor.samples] == [7]
 
 
 def test_the_slowest_commit_is_told_though_many_others_were_quick_in_its_second():

@@ -28,7 +28,7 @@ def row(event_id, at_ms=0, *, user="ann", class_id="a", **other):
 
 def sent(*states):
     """Failed runs."""
-    given = events(*states)
+    given = events(*states, failed=range(len(states)))
     for entry in given:
         entry.columns = columns.of_fields(FAILED)
     return given
@@ -54,6 +54,19 @@ async def test_what_is_not_there_yet_is_not_lost_where_nobody_waited_for_it(monk
     assert (stored.skipped, stored.note, stored.found) == (False, "", 3)
     stored, _, _ = await told(monkeypatch, given, [row("e1", 1)])
     assert (stored.skipped, stored.event_ids) == (False, ["e0", "e2"])
+
+
+async def test_cell_events_that_are_in_influxdb_need_no_row(monkeypatch):
+    given = sent(*[ACKNOWLEDGED] * 4)
+    given[1].execution = False  # an `execution_error`
+    for entry in given[2:]:
+        entry.execution = entry.failed = False
+    stored, _, _ = await told(monkeypatch, given, [row("e3", 3)], cells=False)
+    assert (stored.name, stored.expected, stored.found, stored.event_ids) == (rows.STORED_BUT_CELLS, 2, 1, ["e2"])
+    assert stored.note == "cell events are in InfluxDB, which is not asked"
+    stored, _, _ = await told(monkeypatch, given, [row("e3", 3)], cells=False, settled=False)
+    assert (stored.skipped, stored.faults) == (True, 0)
+    assert stored.note == "1 not yet there, and not waited for; cell events are in InfluxDB, which is not asked"
 
 
 async def test_rows_of_events_that_nobody_sent_are_faults_where_the_class_is_the_runs_own(monkeypatch):

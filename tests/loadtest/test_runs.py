@@ -14,7 +14,7 @@ import pytest
 import trio
 import trio_asyncio
 
-from tests.e2e.daemon import REPOSITORY
+from tests.e2e.daemon import REPOSITORY, Daemon
 from tests.e2e.waiting import eventually
 from tests.loadtest.conftest import RECORDINGS, environment
 from tests.loadtest.peer import Forgetful, Forging, standing_before
@@ -126,6 +126,24 @@ async def test_a_view_that_is_not_what_the_daemon_knows_is_found_out(command, sh
     assert re.search(r"-0*7-\d+$", candidate)
     assert candidate in done.stdout
     assert [check["name"] for check in found["checks"] if check["faults"]] == [wrong["name"]]
+
+
+async def test_what_is_in_influxdb_is_not_missed_in_postgresql(command, influx_database, database, data_dir, tmp_path):
+    settings = {
+        "INFLUXDB__URL": influx_database.server.url,
+        "INFLUXDB__API": "v1",
+        "INFLUXDB__BUCKET": influx_database.name,
+    }
+    load = ("--students", 20, "--rate", 40, "--duration", "3s", "--dsn", database.dsn, *NO_PROMISES)
+    async with Daemon(data_dir, dsn=database.dsn, settings=settings) as daemon:
+        done = await trio.to_thread.run_sync(
+            lambda: command("classroom-200", "--target", daemon.url, *load, "--json", tmp_path / "a.json")
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "a.json").read_text())
+    stored, runs = account(found, "stored, but for cell events"), account(found, "counted in sessions")["found"]
+    assert stored["found"] == found["events"]["acknowledged"] - runs > 0
+    assert "nothing that the API shows is missing" in done.stdout
 
 
 def test_a_promise_that_breaks_is_exit_1(command, at):

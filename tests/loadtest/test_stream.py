@@ -96,6 +96,15 @@ async def test_the_servers_reason_to_close_is_told():
         await peer.client.receive()
 
 
+async def test_what_came_together_with_a_close_is_not_lost():
+    peer = Peer()
+    await peer.say(TextMessage("news"), TextMessage("more"), CloseConnection(1001))
+    assert await peer.client.receive() == [b"news", b"more"]
+    for _ in range(2):
+        with pytest.raises(TransportError, match="closed with 1001"):
+            await peer.client.receive()
+
+
 async def test_a_message_that_never_ends_is_given_up(monkeypatch):
     monkeypatch.setattr("loadtest.stream.MOST_BYTES", 1000)
     peer = Peer()

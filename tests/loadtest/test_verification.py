@@ -1,5 +1,6 @@
 """Counters against what was acknowledged."""
 
+import msgspec
 import pytest
 import trio
 
@@ -9,7 +10,7 @@ from loadtest.ledger import ACKNOWLEDGED, REFUSED, UNKNOWN, Entry
 from loadtest.target import Target
 from loadtest.users import Person
 from loadtest.verification import _compare, _may_be
-from tests.loadtest.peer import serving
+from tests.loadtest.peer import answer, serving
 
 
 def events(*states, failed=()):
@@ -48,6 +49,50 @@ def test_where_there_is_too_much_the_refused_are_named_first():
     given = events(ACKNOWLEDGED, REFUSED, ACKNOWLEDGED, REFUSED, failed={2, 3})
     assert compared(given, 3, 1).candidates == ["e1", "e3"]
     assert compared(given, 2, 2).candidates == ["e3"]
+
+
+def health(**parts):
+    """As the daemon tells it; a number is a store's lag."""
+    checks = {
+        name: {"status": "healthy", "lag_events": part} if isinstance(part, int) else {"status": part}
+        for name, part in parts.items()
+    }
+    return msgspec.json.encode({"status": "healthy", "checks": checks})
+
+
+async def test_all_is_stored_when_the_slowest_store_has_it():
+    told = [
+        health(postgresql=3, influxdb=9),
+        health(postgresql=0, influxdb=5),
+        b"not now",
+        health(journal="healthy"),
+        health(journal="healthy", postgresql=0, influxdb=0),
+    ]
+
+    async def script(number, head, body):
+        return answer(200, told[min(number, len(told)) - 1])
+
+    async with serving(script) as peer:
+        assert await verification.drained(Target(peer.url), 10) is not None
+        assert len(peer.requests) == len(told)
+
+
+@pytest.mark.parametrize(
+    ("told", "elsewhere"),
+    [
+        (health(postgresql=0, influxdb=0), True),
+        (health(postgresql=0, influxdb="unhealthy"), True),
+        (health(postgresql=0, influxdb="not_configured"), False),
+        (health(postgresql=0), False),
+        (b"{}", False),
+    ],
+)
+async def test_health_says_whether_cell_events_are_in_influxdb(told, elsewhere):
+    async def script(number, head, body):
+        return answer(503, told)
+
+    async with serving(script) as peer:
+        assert await verification.cells_elsewhere(Target(peer.url)) == elsewhere
 
 
 async def test_a_daemon_that_says_nothing_is_not_asked_class_after_class(monkeypatch):
