@@ -42,9 +42,18 @@ class Accounts:
 
 
 def gathered(
-    plan: Plan, workers: Iterable[Worker], subscribers: Sequence[Subscriber], shown: Shown | None, clock: Clock
+    plan: Plan,
+    workers: Iterable[Worker],
+    subscribers: Sequence[Subscriber],
+    shown: Shown | None,
+    clock: Clock,
+    *,
+    disturbed: bool,
 ) -> Accounts:
-    """What workers and subscribers took down; `shown` is what they saw at the end, or nobody waited for it."""
+    """What workers and subscribers took down; `shown` is what they saw at the end, or nobody waited for it.
+
+    `disturbed`: faults were made on purpose, so that a daemon which goes on may have had to let go of subscribers.
+    """
     tally, entries = merged(workers)
     scenario = plan.scenario
     people = {user: scenario.person(user, plan.run, plan.class_id) for user in {entry.user for entry in entries}}
@@ -57,6 +66,7 @@ def gathered(
         taken,
         *_delivery(news, len(subscribers)),
         _nothing_else(subscribers, entries, fresh=plan.class_id is None),
+        _kept(subscribers, disturbed=disturbed),
     ]
     if shown is None:
         checks.append(Check(AS_OVERVIEW, 0, 0, note="not waited for", skipped=True))
@@ -124,6 +134,18 @@ def _nothing_else(subscribers: Sequence[Subscriber], entries: Iterable[Entry], *
         check.faults += times
         notes.append(f"{times} times {why}")
     check.note = ", ".join(notes)
+    return check
+
+
+def _kept(subscribers: Sequence[Subscriber], *, disturbed: bool) -> Check:
+    """That no subscription ended while the daemon went on: what was told meanwhile nobody can know."""
+    check = Check("kept, every subscriber's connection", 0, 0)
+    dropped = sum((subscriber.dropped for subscriber in subscribers), Counter())
+    check.note = ", ".join(f"{times} times {why}" for why, times in dropped.items())
+    if disturbed:
+        check.skipped = bool(dropped)
+    else:
+        check.faults = dropped.total()
     return check
 
 

@@ -1,7 +1,7 @@
 """How many students a daemon carries: more and more until a promise breaks, then the border by halves."""
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from math import ceil
 from typing import Final
 
@@ -261,10 +261,17 @@ def broke_first(result: Result) -> str | None:
 def first_second(judgement: Judgement, result: Result) -> float:
     """When a broken promise was first seen broken; infinite for those that only the whole run tells."""
     (promise,) = promises.parse(judgement.promise)
+    seen = _course(judgement.figure, result)
+    return next((at_s for at_s, value in seen if value is not None and not promise.holds(value)), float("inf"))
+
+
+def _course(figure: str, result: Result) -> Iterator[tuple[float, float | None]]:
+    """How a figure went, by second; of errors the share of all requests up to it, as a promise is about all."""
+    if figure == "lag_max":
+        yield from ((sample.offset_s, sample.lag_events) for sample in result.samples)
+        return
+    requests = errors = 0
     for moment in result.timeline:
-        if judgement.figure == "errors" and moment.errors:
-            return moment.second
-        value = getattr(moment, f"{judgement.figure}_s", None)
-        if value is not None and not promise.holds(value):
-            return moment.second
-    return float("inf")
+        requests, errors = requests + moment.requests, errors + moment.errors
+        share = 100 * errors / requests if requests else None
+        yield moment.second, share if figure == "errors" else getattr(moment, f"{figure}_s", None)

@@ -33,6 +33,7 @@ from loadtest import (
 from loadtest import result as results
 from loadtest.display import display, text
 from loadtest.errors import CannotTryError, InterruptedSearchError, LoadTestError, UsageError, all_of
+from loadtest.interrupts import endings
 from loadtest.local import Servers
 from loadtest.options import DEFAULT_URL, MOST_SUBSCRIBERS, MOST_WORKERS, changed, parser
 from loadtest.plan import Plan
@@ -43,6 +44,8 @@ from loadtest.shapes import Shape
 from loadtest.target import Target
 
 HELD, BROKEN, USAGE = 0, 1, 2
+# A search is bounded like a run.
+LONGEST_STEP_S: Final = scenarios.LONGEST_S / (2 * capacity.MOST_PROBES)
 ENDED: Final = "ended by a signal, before all was done"
 # Room for events beside the rate, one for so many: calls for help come on top of it, and chance has its part.
 ONE_MORE_IN: Final = 10
@@ -54,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one load test; returns the exit code."""
     arguments = parser().parse_intermixed_args(argv)
     command: Callable[[argparse.Namespace], int] = COMMANDS.get(arguments.scenario, _play)
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = {each: signal.signal(each, _interrupt) for each in endings()}
     try:
         return command(arguments)
     except UsageError as error:
@@ -69,11 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BaseExceptionGroup as group:
         return _told(group)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    """SIGTERM is Ctrl-C wherever the run does not listen for it itself."""
+    """Each is Ctrl-C wherever the run does not listen for it itself."""
     raise KeyboardInterrupt
 
 
@@ -95,7 +99,7 @@ def _play(arguments: argparse.Namespace) -> int:
     scenario_name = _scenario_name(arguments)
     scenario = _tuned(arguments, scenarios.find(scenario_name, arguments.speed))
     planned = _faults(arguments, scenario)
-    drain_s = durations.seconds(arguments.drain)
+    drain_s = _drain_s(arguments)
     _check_limits(arguments)
     outputs.check(arguments.json, arguments.html)
     planned_events = ceil(scenario.events_per_s * scenario.duration_s)
@@ -124,7 +128,12 @@ def _capacity(arguments: argparse.Namespace) -> int:
     if arguments.rate is not None and arguments.students is None:
         raise UsageError("capacity: --rate is of so many students: say --students too")
     base = scenarios.BUILT_IN["classroom-200"]
-    step_s, drain_s = durations.seconds(arguments.step), durations.seconds(arguments.drain)
+    step_s, drain_s = durations.seconds(arguments.step, "--step"), _drain_s(arguments)
+    if not 0 < step_s <= LONGEST_STEP_S:
+        raise UsageError(
+            f"--step: over 0, at most {durations.written(LONGEST_STEP_S)}: "
+            f"up to {capacity.MOST_PROBES} sizes are tried, each of them twice at most"
+        )
     base = replace(base, shape=Shape(((0.0, 0.0), (step_s / 3, 1.0), (step_s, 1.0))))
     promised = scenarios.PROMISED if arguments.slo is None else promises.parse(arguments.slo)
     _check_limits(arguments)
@@ -178,7 +187,8 @@ def _compare(arguments: argparse.Namespace) -> int:
         raise UsageError(f"compare takes two files, and no {ignored[0]}")
     before, after = (results.read(path) for path in arguments.files)
     outputs.tell(comparison.table(before, after))
-    return BROKEN if comparison.broke(before, after) else HELD
+    worse = comparison.broke(before, after) or (before.ok and not after.ok)
+    return BROKEN if worse else HELD
 
 
 COMMANDS: Final = {"capacity": _capacity, "compare": _compare}
@@ -207,10 +217,17 @@ def _tuned(arguments: argparse.Namespace, scenario: Scenario) -> Scenario:
         classes=1 if arguments.class_id else arguments.classes,
         instructors=arguments.instructors,
         events_per_s=arguments.rate,
-        duration_s=None if arguments.duration is None else durations.seconds(arguments.duration),
+        duration_s=None if arguments.duration is None else durations.seconds(arguments.duration, "--duration"),
         shape=None if arguments.shape is None else shapes.parse(arguments.shape),
         promised=promises.parse(arguments.slo) if arguments.slo is not None else None,
     )
+
+
+def _drain_s(arguments: argparse.Namespace) -> float:
+    drain_s = durations.seconds(arguments.drain, "--drain")
+    if drain_s > scenarios.LONGEST_S:
+        raise UsageError(f"--drain: at most {scenarios.LONGEST_S / 3600:.0f} h")
+    return drain_s
 
 
 def _faults(arguments: argparse.Namespace, scenario: Scenario) -> list[faults.Fault]:

@@ -1,5 +1,6 @@
 """How a run is shown while it goes, and its result as text: a live table on a terminal, plain lines elsewhere."""
 
+import io
 import math
 import sys
 from collections import deque
@@ -16,7 +17,7 @@ from loadtest.check import TOLD
 from loadtest.durations import written
 from loadtest.progress import Progress
 from loadtest.promises import shown
-from loadtest.result import SHOWN, Result
+from loadtest.result import ENDS, SHOWN, Result
 
 # Seconds between two lines where nobody watches a table.
 LINE_EVERY_S: Final = 5
@@ -117,21 +118,21 @@ def _cells(news: Progress) -> list[str]:
 
 def display() -> PlainDisplay | LiveDisplay:
     """What fits stderr: the result alone is on stdout."""
-    return LiveDisplay(sys.stderr) if sys.stderr.isatty() else PlainDisplay(sys.stderr)
+    stderr = sys.stderr or io.StringIO()  # None: it was closed before we began
+    return LiveDisplay(stderr) if stderr.isatty() else PlainDisplay(stderr)
 
 
 def text(result: Result) -> str:
     """A result as lines."""
     events = result.events
-    names = ("sent", "acknowledged", "refused", "unknown", "requests", "retries", "given up", "never sent in time")
     lines = [f"{result.scenario}: {result.verdict}"]
-    lines += ["  " + ", ".join(f"{events[each]:,} {each}" for each in names), "", "  promises"]
+    lines += ["  " + ", ".join(f"{events[each]:,} {each}" for each in ENDS), "", "  promises"]
     lines += [
         f"    {'ok  ' if each.held else 'MISS'} {each.promise:<20} {each.measured}" for each in result.judgements
     ] or ["    none"]
     lines += ["", "  accounts"]
     for check in result.checks:
-        state = "skip" if check.skipped else "ok  " if check.held else "LOST"
+        state = "skip" if check.skipped else "ok  " if check.held else "FAIL"
         lines.append(f"    {state} {check.name}: {check.counted}{f' ({check.note})' if check.note else ''}")
         lines += [f"           {event_id}" for event_id in check.event_ids]
         if check.candidates:

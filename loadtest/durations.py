@@ -9,11 +9,11 @@ _UNITS: Final = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _WRITTEN: Final = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h)?")
 
 
-def seconds(text: str) -> float:
-    """So many seconds; a bare number is seconds. UsageError for anything else."""
+def seconds(text: str, what: str = "") -> float:
+    """So many seconds; a bare number is seconds. UsageError for anything else, which names `what` it was to be."""
     found = _WRITTEN.fullmatch(text.strip())
     if found is None:
-        raise UsageError(f"not a duration: {text!r} (write 100ms, 2.5s, 10m or 1h)")
+        raise UsageError(f"{what and f'{what}: '}not a duration: {text!r} (write 100ms, 2.5s, 10m or 1h)")
     return float(found[1]) * _UNITS[found[2] or "s"]
 
 

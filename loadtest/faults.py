@@ -41,7 +41,8 @@ def parse(text: str) -> Fault:
     if kind not in KINDS or not at:
         raise UsageError(f"fault: expected {' or '.join(f'{kind}@20s+5s' for kind in KINDS)}, got {text!r}")
     begin, _, length = times.partition("+")
-    return Fault(kind, durations.seconds(begin), durations.seconds(length) if length else KINDS[kind][1])
+    what = f"--fault {text}"
+    return Fault(kind, durations.seconds(begin, what), durations.seconds(length, what) if length else KINDS[kind][1])
 
 
 async def play(faults: list[Fault], servers: Servers, clock: Clock) -> None:

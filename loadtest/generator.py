@@ -7,7 +7,6 @@ with the answer.
 """
 
 import gc
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -22,7 +21,7 @@ from loadtest.errors import TransportError
 from loadtest.histograms import Histogram
 from loadtest.ledger import ACKNOWLEDGED, REFUSED, UNKNOWN, Entry, Tally
 from loadtest.plan import Clock, Plan
-from loadtest.pulse import pulse
+from loadtest.pulse import pulse, working
 from loadtest.shapes import Span
 from loadtest.target import EVENTS
 from loadtest.transports import TRANSPORTS, Line, Transport
@@ -100,10 +99,9 @@ class Generator:
     async def run(self, clock: Clock) -> None:
         """Play; returns when all is answered, or `grace_s` after the end."""
         self._clock = clock
-        cpu = time.process_time()
-        with collecting_rarely():
+        with collecting_rarely(), working() as work:
             await self._run(clock)
-        self.tally.cpu_s = time.process_time() - cpu
+        self.tally.cpu_cores = work.cores
 
     async def _run(self, clock: Clock) -> None:
         scenario, plan = self._plan.scenario, self._plan

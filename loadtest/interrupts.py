@@ -1,10 +1,16 @@
-"""Ctrl-C and SIGTERM: the first stops what is under way and keeps what was measured, the second ends the run."""
+"""Signals: the first stops what is under way and keeps what was measured, the second ends the run."""
 
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import trio
+
+
+def endings() -> list[signal.Signals]:
+    """The signals that end a run; SIGHUP not where `nohup` has it ignored."""
+    hang_up = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []
+    return [signal.SIGINT, signal.SIGTERM, *hang_up]
 
 
 class Interrupts:
@@ -18,7 +24,7 @@ class Interrupts:
 
     async def listen(self, run: trio.CancelScope, *, task_status: trio.TaskStatus[None]) -> None:
         """Until cancelled; `run` is all of it."""
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        with trio.open_signal_receiver(*endings()) as signals:
             task_status.started()
             async for _ in signals:
                 if self.came or not self._begun:

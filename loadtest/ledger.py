@@ -57,7 +57,7 @@ class Tally(msgspec.Struct):
     capped: int = 0  # users who stopped because so many events as a run may have were sent
     kinds: dict[str, int] = {}  # what went wrong, how often
     behind: Histogram = msgspec.field(default_factory=Histogram)  # how late this process wakes: its own limit
-    cpu_s: float = 0.0  # of the busiest process
+    cpu_cores: float = 0.0  # of the busiest process, while the load and its last answers went on
 
     def second(self, offset_s: float) -> Second:
         """The second in which something was due."""
@@ -85,5 +85,5 @@ class Tally(msgspec.Struct):
         for field in ("requests", "errors", "retries", "given_up", "overdue", "cut_off", "capped", "not_new"):
             setattr(self, field, getattr(self, field) + getattr(other, field))
         self.cut_off_s = max(self.cut_off_s, other.cut_off_s)
-        self.cpu_s = max(self.cpu_s, other.cpu_s)
+        self.cpu_cores = max(self.cpu_cores, other.cpu_cores)
         self.behind.merge(other.behind)

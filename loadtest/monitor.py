@@ -17,7 +17,12 @@ from loadtest.target import Target
 from loadtest.transports import LeanTransport, Line
 
 EVERY_S: Final = 1.0
-_SAMPLE: Final = re.compile(r"^([a-z_]+)(?:\{(.*)\})? ([0-9.e+-]+|NaN|[+-]Inf)$", re.MULTILINE)
+# What is no number is not told.
+_SAMPLE: Final = re.compile(
+    r"^([a-z_]+)(?:\{(.*)\})? ([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|[+-]Inf)$", re.MULTILINE
+)
+# Of each store: events that it does not have yet.
+LAG: Final = "classpulse_store_lag_events"
 _LABEL: Final = re.compile(r'([a-z_]+)="((?:[^"\\]|\\.)*)"')
 
 
@@ -45,10 +50,10 @@ class Scrape:
         for name, labels, value in _SAMPLE.findall(text):
             self._values.setdefault(name, []).append((dict(_LABEL.findall(labels)), float(value)))
 
-    def total(self, name: str) -> float | None:
-        """Over all labels; None when it is not there."""
-        found = self._values.get(name)
-        return None if found is None else sum(value for _, value in found)
+    def total(self, name: str, **labels: str) -> float | None:
+        """Over all labels, or those that have these values; None when it is not there."""
+        found = [value for its, value in self._values.get(name, []) if its.items() >= labels.items()]
+        return sum(found) if found else None
 
     def highest(self, name: str) -> float | None:
         """Of all labels; None when it is not there."""
@@ -120,7 +125,7 @@ class Monitor:
 
     def _read(self, scrape: Scrape, sample: Sample) -> None:
         # An event that several stores wait for is one event.
-        sample.lag_events = scrape.highest("classpulse_store_lag_events")
+        sample.lag_events = scrape.highest(LAG)
         sample.actors = scrape.total("classpulse_session_actors")
         sample.mailbox = scrape.total("classpulse_mailbox_depth")
         name = "classpulse_journal_commit_seconds"

@@ -27,6 +27,8 @@ SHOWN: Final = (
     *("notify_p50", "notify_p99", "notify_max", "alert_p99", "alert_max", "delta_p99", "delta_max"),
     *("query_p50", "query_p99", "lag_max", "lag_slope", "drain", "memory_slope", "lost"),
 )
+# What became of events, and how many requests of all kinds that took.
+ENDS: Final = ("sent", "acknowledged", "refused", "unknown", "requests", "retries", "given up", "never sent in time")
 # A generator that wakes later than this, or has less of its core left, may be what is measured.
 LATE_S: Final = 0.05
 BUSY_CORES: Final = 0.9
@@ -85,7 +87,7 @@ class Result(msgspec.Struct):
     judgements: list[Judgement]
     checks: list[Check]
     figures: dict[str, float | None]  # times in seconds, `errors` in percent
-    events: dict[str, int]  # sent, acknowledged, refused, unknown, and requests of all kinds
+    events: dict[str, int]  # by `ENDS`
     errors_by_kind: dict[str, int]
     generator: Limits
     notes: list[str]
@@ -193,11 +195,10 @@ def slope(points: list[tuple[float, float]]) -> float | None:
     return sum((x - mean_x) * (y - mean_y) for x, y in points) / spread
 
 
-def limits(tally: Tally, *, processes: int, loaded_s: float) -> Limits:
+def limits(tally: Tally, *, processes: int) -> Limits:
     """Whether the generator kept up with its own schedule."""
     late, longest = tally.behind.percentile(99), tally.behind.max
-    # Over less than a second it says how long it took to begin.
-    cpu = tally.cpu_s / max(loaded_s, 1.0)
+    cpu = tally.cpu_cores
     where = " in the busiest process" if processes > 1 else ""
     late_too_often, busy = late > LATE_S, cpu > BUSY_CORES
     if late_too_often or busy:
@@ -283,4 +284,6 @@ def read(path: Path) -> Result:
         raise UsageError(f"{path}: not a result of a load test: {error}") from error
     if result.format != FORMAT:
         raise UsageError(f"{path}: is of format {result.format}, this program reads {FORMAT}")
+    if lacking := [name for name in ENDS if name not in result.events]:
+        raise UsageError(f"{path}: not a result of a load test: events without {lacking[0]!r}")
     return result

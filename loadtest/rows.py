@@ -1,6 +1,6 @@
 """After a run, by SQL: whether everything that was acknowledged has its row, once, and as it was sent."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any, Final, TypeAlias
@@ -11,6 +11,7 @@ import trio_asyncio
 
 from loadtest import columns
 from loadtest.check import Check
+from loadtest.counters import compare
 from loadtest.errors import LoadTestError, TransportError, UsageError
 from loadtest.ledger import ACKNOWLEDGED, REFUSED, Entry
 from loadtest.users import Person
@@ -29,7 +30,7 @@ async def can_ask(dsn: str) -> None:
     """
     none: list[_Row] = []
     try:
-        await _rows(dsn, [], none.append)
+        await _rows(dsn, [(statement, []) for statement in (*_EVENTS, _SESSIONS)], none.append)
     except TransportError as error:
         kind = UsageError if isinstance(error.__cause__, ValueError) else LoadTestError
         raise kind(f"--dsn or LOADTEST_DSN: cannot ask for rows: {error}") from error
@@ -68,8 +69,18 @@ async def by_sql(
         else:
             as_sent.found += 1
 
+    of_student: dict[str, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        of_student[person(entry.user).user_id].append(entry)
+    counted: dict[str, tuple[int, int]] = {}
+
+    def count(row: _Row) -> None:
+        user_id, executions, errors = row
+        counted[user_id] = executions, errors
+
     try:
-        await _rows(dsn, sorted(classes), look)
+        await _rows(dsn, [(statement, sorted(classes)) for statement in _EVENTS], look)
+        await _rows(dsn, [(_SESSIONS, list(of_student))], count)
     except TransportError as error:
         return [Check(STORED, 0, 0, note=f"cannot ask: {error}", faults=1)]
     as_sent.note = f"differ in {', '.join(sorted(differing))}" if differing else ""
@@ -88,7 +99,13 @@ async def by_sql(
     once.blame(entry.event_id for entry in entries if entry.state == REFUSED and counts[entry.event_id])
     if fresh:
         once.blame(event_id for event_id in counts if event_id not in sent)
-    return [stored, once, as_sent]
+    sessions = Check("counted in sessions, by SQL", 0, 0)
+    if settled:
+        for user_id, own in of_student.items():
+            compare(own, *counted.get(user_id, (0, 0)), sessions, known=True)
+    else:
+        sessions.skipped, sessions.note = True, "not waited for"
+    return [stored, once, as_sent, sessions]
 
 
 # A stored event: its id, user, class and time (ms), and what `columns.of_row` takes.
@@ -100,6 +117,18 @@ _TABLES: Final = {
     "execution_count",
     "activity_events": "event_type, notebook_path, null, null, null, null, null",
 }
+_EVENTS: Final = [
+    f"SELECT {_EVENT}, {fields} FROM {table} WHERE class_id = ANY($1)"  # noqa: S608 - our own words
+    for table, fields in _TABLES.items()
+]
+# A student's runs and errors in all sessions; the names of students are of one run.
+_SESSIONS: Final = (
+    "SELECT username, sum(cell_executions)::bigint, sum(error_count)::bigint "
+    "FROM learning_sessions JOIN users ON users.id = learning_sessions.user_id WHERE username = ANY($1) "
+    "GROUP BY username"
+)
+# A statement, and what its only parameter is any of.
+_Question: TypeAlias = tuple[str, list[str]]
 
 
 def _differences(row: _Row, entry: Entry, person: Person) -> list[str]:
@@ -113,8 +142,8 @@ def _differences(row: _Row, entry: Entry, person: Person) -> list[str]:
     return [name for name, here, there in who_and_when if here != there] + columns.differences(told[3], sent[3])
 
 
-async def _rows(dsn: str, classes: list[str], look: Callable[[_Row], None]) -> None:
-    """Show each row of an event in these classes; TransportError when nobody tells."""
+async def _rows(dsn: str, questions: list[_Question], look: Callable[[_Row], None]) -> None:
+    """Show each row of the answers; TransportError when nobody tells."""
     # asyncpg is asyncio's; the loop lives as long as this question. What fails is told outside of it, not in a group.
     cause: Exception | None = None
     async with trio_asyncio.open_loop():
@@ -126,7 +155,7 @@ async def _rows(dsn: str, classes: list[str], look: Callable[[_Row], None]) -> N
                         look(tuple(row))
                     patience.deadline = trio.current_time() + _SQL_S  # for each answer, not for millions of rows
 
-                await trio_asyncio.aio_as_trio(_ask)(dsn, classes, told)
+                await trio_asyncio.aio_as_trio(_ask)(dsn, questions, told)
                 return
         except trio.TooSlowError:
             fault = f"no answer within {_SQL_S:.0f} s"
@@ -135,13 +164,12 @@ async def _rows(dsn: str, classes: list[str], look: Callable[[_Row], None]) -> N
     raise TransportError(fault) from cause
 
 
-async def _ask(dsn: str, classes: list[str], told: Callable[[list[asyncpg.Record]], None]) -> None:
+async def _ask(dsn: str, questions: list[_Question], told: Callable[[list[asyncpg.Record]], None]) -> None:
     connection = await asyncpg.connect(dsn)
     try:
         await connection.execute("BEGIN READ ONLY")  # ends with the connection: a rollback would wait for the server
-        for table, fields in _TABLES.items():
-            statement = f"SELECT {_EVENT}, {fields} FROM {table} WHERE class_id = ANY($1)"  # noqa: S608 - our own words
-            cursor = await connection.cursor(statement, classes)
+        for statement, names in questions:
+            cursor = await connection.cursor(statement, names)
             while rows := await cursor.fetch(_ROWS_AT_ONCE):  # of millions
                 told(rows)
     finally:

@@ -2,7 +2,6 @@
 
 import resource
 import secrets
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from loadtest.notifications import News
 from loadtest.plan import Clock, Plan, clock
 from loadtest.progress import Display, Progress
 from loadtest.promises import Promise
-from loadtest.pulse import pulse
+from loadtest.pulse import pulse, working
 from loadtest.result import Result
 from loadtest.subscribers import Subscriber
 from loadtest.transports import LeanTransport
@@ -106,7 +105,9 @@ class Run:
             with stretched_limits(self._files), collecting_rarely():
                 course = await self._play(workers)
                 self.display.say("comparing with what was acknowledged")
-                books = accounts.gathered(plan, workers, course.subscribers, course.shown, course.timer)
+                books = accounts.gathered(
+                    plan, workers, course.subscribers, course.shown, course.timer, disturbed=bool(self.faults)
+                )
                 books.tally.merge(self.own)
                 with trio.CancelScope() as comparing, self.interrupts.stopping_by(comparing.cancel):
                     await accounts.compare(books, plan, dsn=self.dsn, settled=course.settled, cells=cells)
@@ -220,12 +221,11 @@ class Run:
             nursery.start_soon(show)
             if self.workers > 1:
                 nursery.start_soon(pulse, timer, duration_s, self.own.behind)
-            cpu = time.process_time()
             if self.faults:
                 assert self.servers is not None
                 nursery.start_soon(fault_plans.play, self.faults, self.servers, timer)
             within_s = BEGIN_S + duration_s + self.plan.grace_s + ACCOUNT_WITHIN_S
-            with self.interrupts.stopping_by(stop), trio.move_on_after(within_s) as patience:
+            with working() as own, self.interrupts.stopping_by(stop), trio.move_on_after(within_s) as patience:
                 async with trio.open_nursery() as loading:
                     for number in range(len(workers)):
                         loading.start_soon(work, number)
@@ -233,7 +233,7 @@ class Run:
                 who = ", ".join(map(str, sorted(at_work)))
                 raise LoadTestError(f"worker {who} told no account within {within_s:.0f} s")
             loaded_s = min(timer.offset_s, duration_s)
-            self.own.cpu_s = time.process_time() - cpu
+            self.own.cpu_cores = own.cores
             nursery.cancel_scope.cancel()
         return max(loaded_s, 0.001)
 
@@ -261,7 +261,7 @@ class Run:
             if promise.rank and promise.figure not in figures:
                 figures[promise.figure] = results.percentile(promise.figure, histograms)
         judgements = [results.judgement(each) for each in promises.judged(self.promises, figures)]
-        limits = results.limits(books.tally, processes=self.workers, loaded_s=loaded_s)
+        limits = results.limits(books.tally, processes=self.workers)
         found = Result(
             scenario=self.plan.scenario.name,
             says=self.plan.scenario.says,
@@ -312,7 +312,7 @@ class Run:
         if cuts:
             yield f"subscribers were cut off: {', '.join(cuts)}"
         if news is not None and news.excused:
-            yield f"news of {news.excused} events may have come while a subscriber was cut off: not asked for"
+            yield f"news of {news.excused} events came while a subscriber was cut off: nobody knows whether in time"
         slope = any(each.figure == "memory_slope" for each in self.promises)
         if slope and self.plan.scenario.duration_s < 2 * WINDOW_S:
             yield (

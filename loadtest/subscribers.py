@@ -21,6 +21,8 @@ from loadtest.target import Target
 from loadtest.views import ClassChanges, ClassState, Step, View
 
 AGAIN_AFTER_S: Final = 0.25
+# How the contract has a subscriber told that it reads too slowly: that is its own fault.
+TOO_SLOW: Final = "closed with 1013"
 
 
 class _Alert(msgspec.Struct, gc=False):
@@ -147,6 +149,7 @@ class Subscriber:
         self.strangers: set[str] = set()  # users on the topic who are none of `users`
         self.view: View | None = None  # None: not subscribed
         self.misplaced: Counter[str] = Counter()  # frames that cannot come where they came, by why
+        self.dropped: Counter[str] = Counter()  # subscriptions that ended, by why, although the daemon went on
         self.skipped = 0  # numbers of frames that did not come, as when several are made one
         self.frames = 0
         self.cuts: list[str] = []
@@ -156,6 +159,7 @@ class Subscriber:
         self.users = users
         self._clock = clock
         self._ids: set[str] = set()
+        self._lost: tuple[str, str] | None = None  # epoch of the subscription that ended last, and why it did
         self.last_news_s = 0.0
         self.ready = trio.Event()
 
@@ -172,6 +176,8 @@ class Subscriber:
             except TransportError as error:
                 if self._subscribed or not self.cuts:  # a daemon that is away is asked again and again: told once
                     self.cuts.append(str(error))
+                if self.view is not None:
+                    self._lost = self.view.epoch, str(error)
             finally:
                 self.view = None
                 if self._subscribed:
@@ -194,6 +200,7 @@ class Subscriber:
         except (OSError, trio.BrokenResourceError) as error:
             raise TransportError("closed with 1006") from error
         except msgspec.DecodeError as error:
+            self.misplaced["what is no frame"] += 1
             raise TransportError("was sent what is no frame") from error
         finally:
             with trio.CancelScope(shield=True):  # at once: it says no good-bye
@@ -224,6 +231,11 @@ class Subscriber:
         elif self.view is not None and not step.snapshot:
             self.skipped += step.seq - self.view.seq - 1
         self.view = step.after(self.view)
+        if self._lost is not None:
+            epoch, why = self._lost
+            if epoch == step.epoch and why != TOO_SLOW:
+                self.dropped[why] += 1
+            self._lost = None
         if step.snapshot:
             if not self._subscribed:
                 self.spans.append([now, inf])

@@ -12,9 +12,11 @@ from urllib.parse import quote
 import msgspec
 import trio
 
-from loadtest.check import MOST_CANDIDATES, Check
+from loadtest.check import Check
+from loadtest.counters import compare, may_be
 from loadtest.errors import TransportError
-from loadtest.ledger import ACKNOWLEDGED, REFUSED, Entry
+from loadtest.ledger import Entry
+from loadtest.monitor import LAG, Scrape
 from loadtest.subscribers import Subscriber
 from loadtest.target import Target
 from loadtest.transports import LeanTransport, Line
@@ -44,20 +46,56 @@ class _Health(msgspec.Struct):
     checks: dict[str, _Part]
 
 
+class _Session(msgspec.Struct):
+    cell_executions: int
+    error_count: int
+    session_id: str | None = None
+
+
+class _Sessions(msgspec.Struct):
+    sessions: list[_Session]
+    next_cursor: str | None = None
+
+
+class _Counted(msgspec.Struct):
+    """Of a student in the live state."""
+
+    cell_executions: int = 0
+    error_count: int = 0
+
+
 async def drained(target: Target, within_s: float) -> float | None:
-    """Seconds until the daemon says that every store has all; None when it does not come to that, or does not say."""
+    """Seconds until every store has all that was acknowledged by now; None when it does not come to that.
+
+    The daemon says so by a lag of 0. Where others post too that may never be: then its counters tell that more than
+    there was by now is stored.
+    """
     began = trio.current_time()
     async with LeanTransport(target) as transport:
         line = transport.line()
         try:
+            accepted, _ = await _progress(line)
             while trio.current_time() - began < within_s:
-                lag = await _lag(line)
-                if lag == 0:
+                if await _lag(line) == 0:
+                    return trio.current_time() - began
+                _, stored = await _progress(line)
+                if accepted is not None and stored is not None and stored >= accepted:
                     return trio.current_time() - began
                 await trio.sleep(DRAIN_POLL_S)
         finally:
             await line.aclose()
     return None
+
+
+async def _progress(line: Line) -> tuple[float | None, float | None]:
+    """Events that the daemon accepted since its start, and how many of these every store has. None: it does not say."""
+    try:
+        answer = await line.get("/metrics")
+    except TransportError:
+        return None, None
+    scrape = Scrape(answer.body.decode(errors="replace"))
+    accepted, lag = scrape.total("classpulse_events_total", result="accepted"), scrape.highest(LAG)
+    return accepted, None if accepted is None or lag is None else accepted - lag
 
 
 async def cells_elsewhere(target: Target) -> bool:
@@ -241,25 +279,28 @@ async def _live(line: Line, students: dict[str, set[str]], check: Check) -> dict
     return found
 
 
-async def _json(line: Line, path: str) -> Any:
-    """The answer; TransportError for any but 200."""
+async def _told(line: Line, path: str, kind: type[T]) -> T:
+    """The answer; TransportError for any but 200, and for what is none of this kind."""
     answer = await line.get(path)
     if answer.status != 200:
         raise TransportError(f"HTTP {answer.status}")
     try:
-        return msgspec.json.decode(answer.body)
+        return msgspec.json.decode(answer.body, type=kind)
     except msgspec.DecodeError as error:
-        raise TransportError("not JSON") from error
+        raise TransportError(f"an answer that is none: {error}") from error
+
+
+class _Overview(msgspec.Struct):
+    state: ClassState
 
 
 async def _overview(line: Line, class_id: str) -> ClassState:
     """The state of a class; TransportError when it is not told."""
-    answer = await _json(line, f"/api/v1/classes/{quote(class_id, safe='')}/overview")
+    state = (await _told(line, f"/api/v1/classes/{quote(class_id, safe='')}/overview", _Overview)).state
     try:
-        state = msgspec.convert(answer["state"], ClassState)
         return {"users": state["users"], "summary": state["summary"]}
-    except (KeyError, TypeError, msgspec.ValidationError) as error:
-        raise TransportError("no overview") from error
+    except KeyError as error:
+        raise TransportError(f"no overview: {error} is not in it") from error
 
 
 async def _compare_sessions(line: Line, person: Person, events: list[Entry], check: Check) -> None:
@@ -267,10 +308,10 @@ async def _compare_sessions(line: Line, person: Person, events: list[Entry], che
     found: dict[str, list[int]] = {}
     try:
         async for session in _sessions(line, person):
-            counted = found.setdefault(session.get("session_id") or "", [0, 0])
-            counted[0] += session["cell_executions"]
-            counted[1] += session["error_count"]
-    except (TransportError, KeyError, TypeError) as error:
+            counted = found.setdefault(session.session_id or "", [0, 0])
+            counted[0] += session.cell_executions
+            counted[1] += session.error_count
+    except TransportError as error:
         check.faults += 1
         check.note = f"cannot ask: {error}"
         return
@@ -282,61 +323,29 @@ async def _compare_sessions(line: Line, person: Person, events: list[Entry], che
     for name in of_session.keys() | found.keys():
         own = of_session.get(name, [])  # none: nobody made this session
         executions, errors = found.get(name, [0, 0])
-        _compare(own, executions, errors, check, known=_may_be(own, there=name in found))
+        compare(own, executions, errors, check, known=may_be(own, there=name in found))
 
 
-async def _sessions(line: Line, person: Person) -> AsyncIterator[dict[str, Any]]:
+async def _sessions(line: Line, person: Person) -> AsyncIterator[_Session]:
     cursor = ""
     while True:
         user, class_id = quote(person.user_id, safe=""), quote(person.class_id, safe="")
-        page = await _json(line, f"/api/v1/users/{user}/sessions?class={class_id}&limit={_PAGE}{cursor}")
-        for session in page["sessions"]:
+        path = f"/api/v1/users/{user}/sessions?class={class_id}&limit={_PAGE}{cursor}"
+        page = await _told(line, path, _Sessions)
+        for session in page.sessions:
             yield session
-        if not page.get("next_cursor"):
+        if not page.next_cursor:
             return
-        cursor = f"&cursor={quote(page['next_cursor'], safe='')}"
+        cursor = f"&cursor={quote(page.next_cursor, safe='')}"
 
 
 def _compare_live(user: dict[str, Any] | None, events: list[Entry], check: Check) -> None:
-    counted = user or {}
-    known = _may_be(events, there=user is not None)
-    _compare(events, counted.get("cell_executions", 0), counted.get("error_count", 0), check, known=known)
-
-
-def _may_be(events: list[Entry], *, there: bool) -> bool:
-    """Whether a student or session with these events may be there, or may be missing."""
-    if there:
-        return any(event.state != REFUSED for event in events)
-    return not any(event.state == ACKNOWLEDGED for event in events)
-
-
-def _compare(events: list[Entry], executions: int, errors: int, check: Check, *, known: bool) -> None:
-    """The counters of one student or session against what was acknowledged; what is doubtful may be in them."""
-    sure = [event for event in events if event.state == ACKNOWLEDGED]
-    refused = [event for event in events if event.state == REFUSED]  # first suspects, where there is too much
-    doubtful = [event for event in events if event.state not in {ACKNOWLEDGED, REFUSED}]
-    runs = [event for event in sure if event.execution]
-    check.expected += len(runs)
-    check.found += min(executions, len(runs))
-    faults = 0
-    suspects: list[Entry] = []
-    if off := _outside(executions, len(runs), sum(event.execution for event in doubtful)):
-        faults = abs(off)
-        suspects = (off > 0 and [event for event in refused if event.execution]) or runs
-    failed = [event for event in sure if event.failed]
-    if off := _outside(errors, len(failed), sum(event.failed for event in doubtful)):
-        faults = max(faults, abs(off))  # a failed run that is missing is missing in both
-        # Fewer, so nearer to the one.
-        suspects = (off > 0 and [event for event in refused if event.failed]) or failed
-    if not known and not faults:
-        faults, suspects = 1, sure or refused
-    check.faults += faults
-    check.astray += bool(faults)
-    check.suspects += len(suspects)
-    room = MOST_CANDIDATES - len(check.candidates)
-    check.candidates += [event.event_id for event in suspects[:room]]
-
-
-def _outside(counted: int, least: int, doubtful: int) -> int:
-    """How far a counter is over (or, negative, under) what it may be."""
-    return min(0, counted - least) or max(0, counted - least - doubtful)
+    try:
+        counted = msgspec.convert(user or {}, _Counted)
+    except msgspec.ValidationError as error:
+        check.faults += 1
+        check.astray += 1
+        check.note = f"counters that are none: {error}"
+        return
+    known = may_be(events, there=user is not None)
+    compare(events, counted.cell_executions, counted.error_count, check, known=known)

@@ -73,8 +73,8 @@ class Proxy:
         """What the client is answered in the daemon's place, which then hears nothing of it."""
         return None
 
-    def told(self, data: bytes, request: bytes) -> bytes:
-        """What of the daemon's words reaches the client; `request` is what the connection began with."""
+    def told(self, data: bytes, request: bytes) -> bytes | None:
+        """What of the daemon's words reaches the client; `request` is what the connection began with. None: cut it."""
         return data
 
     async def serve(self, stream: trio.SocketStream) -> None:
@@ -98,7 +98,10 @@ class Proxy:
         self, daemon: trio.SocketStream, stream: trio.SocketStream, request: bytes, scope: trio.CancelScope
     ) -> None:
         while data := await daemon.receive_some():
-            await stream.send_all(self.told(bytes(data), request))
+            told = self.told(bytes(data), request)
+            if told is None:
+                break
+            await stream.send_all(told)
         scope.cancel()
 
 
@@ -133,11 +136,25 @@ class Forging(Proxy):
         self.forged = 0
         self._text, self._other = text, other
 
-    def told(self, data: bytes, request: bytes) -> bytes:
+    def told(self, data: bytes, request: bytes) -> bytes | None:
         if b"Upgrade: websocket" not in request:
             return data
         self.forged += data.count(self._text)
         return data.replace(self._text, self._other)
+
+
+class Cutting(Proxy):
+    """Cuts a subscriber's connection in place of telling it an alert."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(port)
+        self.cuts = 0
+
+    def told(self, data: bytes, request: bytes) -> bytes | None:
+        if b"Upgrade: websocket" not in request or b'"type":"alerts"' not in data:
+            return data
+        self.cuts += 1
+        return None
 
 
 P = TypeVar("P", bound=Proxy)

@@ -26,6 +26,6 @@ def test_one_that_nobody_waited_for_is_not():
 
 def test_of_several_processes_the_busiest_one_is_told():
     tally = Tally()
-    for cpu_s in (1.0, 3.0, 2.0):
-        tally.merge(Tally(requests=1, cpu_s=cpu_s))
-    assert (tally.requests, tally.cpu_s) == (3, 3.0)
+    for cores in (0.1, 0.3, 0.2):
+        tally.merge(Tally(requests=1, cpu_cores=cores))
+    assert (tally.requests, tally.cpu_cores) == (3, 0.3)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from loadtest import promises
 from loadtest.capacity import MOST_PROBES, PRECISION, Probe, broke_first, confirmed, first_second, search
 from loadtest.errors import CannotTryError, InterruptedSearchError, LoadTestError
+from loadtest.monitor import Sample
 from loadtest.result import Moment, judgement
 from tests.loadtest.test_cli import found
 
@@ -231,6 +232,9 @@ def judged(text, **figures):
         ("p99>=60ms", {"p99": 0.0}, 0),
         ("p99<0ms", {"p99": 0.2}, 0),
         ("errors<=0%", {"errors": 5.0}, 1),
+        ("errors<1%", {"errors": 5.0}, 1),
+        ("errors<1.6%", {"errors": 5.0}, float("inf")),  # 3 of 200 in the second that is the worst
+        ("lag_max<50", {"lag_max": 90.0}, 2.5),
         ("rate>=500", {"rate": 0.0}, float("inf")),
     ],
 )
@@ -238,7 +242,8 @@ def test_a_promise_breaks_in_the_first_second_that_does_not_hold_it(text, figure
     timeline = [moment(0, 0.05), moment(1, 0.07, errors=3), moment(2, 0.1), moment(3, 0.3)]
     (broken,) = judged(text, **figures)
     assert not broken.held
-    assert first_second(broken, found(timeline=timeline)) == second
+    samples = [Sample(0.5), Sample(1.5, lag_events=49.0), Sample(2.5, lag_events=90.0), Sample(3.5, lag_events=60.0)]
+    assert first_second(broken, found(timeline=timeline, samples=samples)) == second
 
 
 def test_one_whose_bound_is_0_may_be_the_first_that_broke():

@@ -12,7 +12,7 @@ import pytest
 from loadtest import cli, columns, comparison, promises, recording, report, result, scenarios, target
 from loadtest.accounts import Accounts
 from loadtest.check import Check
-from loadtest.display import PlainDisplay, text
+from loadtest.display import PlainDisplay, display, text
 from loadtest.durations import written
 from loadtest.errors import UsageError
 from loadtest.faults import parse as parse_fault
@@ -63,7 +63,11 @@ from tests.loadtest.peer import answer, serving
         (["capacity", "--duration", "5s"], "--step"),
         (["classroom-200", "--step", "5s"], "--step is of capacity"),
         (["classroom-200", "--most", "5"], "--most is of capacity"),
-        (["classroom-200", "--local", "--drain", "soon"], "not a duration: 'soon'"),
+        (["classroom-200", "--local", "--drain", "soon"], "--drain: not a duration: 'soon'"),
+        (["classroom-200", "--local", "--drain", "7h"], "--drain: at most 6 h"),
+        (["classroom-200", "--local", "--fault", "kill-daemon@"], "--fault kill-daemon@: not a duration: ''"),
+        (["capacity", "--local", "--step", "0"], "--step: over 0, at most 540 s"),
+        (["capacity", "--local", "--step", "10m"], "--step: over 0, at most 540 s"),
         (["capacity", "--local", "--drain", "soon"], "not a duration: 'soon'"),
         (["compare", "a.json", "b.json", "--workers", "2"], "no --workers"),
         (["compare", "a.json", "b.json", "--class", "x"], "no --class"),
@@ -371,7 +375,7 @@ def found(**changes):
         "events": dict.fromkeys(("refused", "unknown", "requests", "retries", "given up", "never sent in time"), 0)
         | {"sent": 400, "acknowledged": 400},
         "errors_by_kind": {},
-        "generator": result.limits(tally, processes=1, loaded_s=4),
+        "generator": result.limits(tally, processes=1),
         "notes": [],
         "faults": [("kill-daemon@1s+1s", 1.0, 1.0)],
         "timeline": result.timeline(tally, None),
@@ -396,6 +400,9 @@ def test_a_result_is_read_as_it_was_written(tmp_path):
     (tmp_path / "b.json").write_text('{"format":1}')
     with pytest.raises(UsageError, match="not a result"):
         result.read(tmp_path / "b.json")
+    (tmp_path / "c.json").write_bytes(result.packed(found(events={})))
+    with pytest.raises(UsageError, match="not a result of a load test: events without 'sent'"):
+        result.read(tmp_path / "c.json")
 
 
 def test_the_report_needs_nothing_else_and_shows_verdicts_faults_and_lost_events():
@@ -435,6 +442,20 @@ def test_compare_says_what_changed_and_what_broke(tmp_path, capsys):
     assert cli.main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 1
     assert cli.main(["compare", str(tmp_path / "b.json"), str(tmp_path / "a.json")]) == 0
     assert "better" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("changes", [{"interrupted": True}, {"events": found().events | {"acknowledged": 0}}])
+def test_a_second_run_that_is_no_success_is_worse_whatever_its_figures(tmp_path, changes):
+    for name, each in (("a.json", found()), ("b.json", found(ok=False, **changes))):
+        (tmp_path / name).write_bytes(result.packed(each))
+    assert cli.main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 1
+    assert cli.main(["compare", str(tmp_path / "b.json"), str(tmp_path / "b.json")]) == 0
+
+
+def test_who_has_closed_stderr_sees_nothing_and_has_a_result(monkeypatch):
+    monkeypatch.setattr("sys.stderr", None)
+    with display() as shown:
+        shown.say("waiting")
 
 
 def test_a_mean_is_of_the_load_alone():

@@ -248,7 +248,7 @@ async def test_looks_that_a_stall_kept_it_from_count_as_late():
             while len(generator.entries) < 20:
                 await trio.sleep(0.01)
             time.sleep(0.3)  # noqa: ASYNC251 - the stall
-    assert limits(generator.tally, processes=1, loaded_s=3).saturated
+    assert limits(generator.tally, processes=1).saturated
 
 
 async def test_a_202_that_says_nothing_leaves_it_open_whether_the_event_was_taken():
@@ -282,7 +282,7 @@ async def test_it_says_when_it_is_itself_too_slow():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(busy)
             await generator.run(clock(0.05))
-    told = limits(generator.tally, processes=1, loaded_s=1)
+    told = limits(generator.tally, processes=1)
     assert told.saturated
     assert "the generator saturates" in told.says
 

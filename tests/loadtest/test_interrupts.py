@@ -4,8 +4,9 @@ import signal
 
 import pytest
 import trio
+import trio.testing
 
-from loadtest.interrupts import Interrupts
+from loadtest.interrupts import Interrupts, endings
 
 
 @pytest.fixture
@@ -20,6 +21,23 @@ async def until(condition):
     with trio.fail_after(10):
         while not condition():
             await trio.sleep(0.01)
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+async def test_a_terminal_that_goes_ends_a_run_but_not_one_of_nohup(nursery, ignored):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        assert (signal.SIGHUP in endings()) != ignored
+        if not ignored:
+            run = trio.CancelScope()
+            await nursery.start(Interrupts().listen, run)
+            signal.raise_signal(signal.SIGHUP)
+            await until(lambda: run.cancel_called)
+    finally:
+        nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await trio.testing.wait_all_tasks_blocked()
+        signal.signal(signal.SIGHUP, before)
 
 
 async def test_before_there_is_anything_to_keep_the_first_ends_the_run(listening):

@@ -9,7 +9,7 @@ import trio
 from loadtest import columns, rows
 from loadtest.columns import NAMES
 from loadtest.errors import LoadTestError, UsageError
-from loadtest.ledger import ACKNOWLEDGED
+from loadtest.ledger import ACKNOWLEDGED, UNKNOWN
 from loadtest.users import Person
 from tests.loadtest.test_verification import events
 
@@ -35,8 +35,16 @@ def sent(*states):
 
 
 async def told(monkeypatch, given, stored, **how):
-    async def tell(dsn, classes, look):
-        for each in stored:
+    """Of the rows of events."""
+    *of_events, _ = await all_told(monkeypatch, given, stored, [], **how)
+    return of_events
+
+
+async def all_told(monkeypatch, given, stored, counted, **how):
+    """`counted`: user, executions and errors of their sessions."""
+
+    async def tell(dsn, questions, look):
+        for each in counted if "learning_sessions" in questions[0][0] else stored:
             look(each)
 
     monkeypatch.setattr(rows, "_rows", tell)
@@ -79,6 +87,25 @@ async def test_rows_of_events_that_nobody_sent_are_faults_where_the_class_is_the
     assert once.held  # somebody else's, who may send what they want
     _, once, _ = await told(monkeypatch, given, [row("e0"), row("e0"), row("e1", 1)], fresh=False)
     assert once.event_ids == ["e0"]
+
+
+@pytest.mark.parametrize(
+    ("counted", "faults", "candidates"),
+    [
+        ([("ann", 2, 1)], 0, []),
+        ([("ann", 3, 2), ("bob", 9, 9)], 0, []),  # the doubtful one was taken; bob is somebody else's
+        ([("ann", 1, 1)], 1, ["e0", "e1"]),
+        ([("ann", 2, 0)], 1, ["e1"]),
+        ([], 2, ["e1"]),
+    ],
+)
+async def test_sessions_that_do_not_count_what_was_acknowledged_are_faults(monkeypatch, counted, faults, candidates):
+    given = events(ACKNOWLEDGED, ACKNOWLEDGED, UNKNOWN, failed={1, 2})
+    *_, sessions = await all_told(monkeypatch, given, [], counted)
+    assert (sessions.name, sessions.faults) == ("counted in sessions, by SQL", faults)
+    assert sessions.candidates == candidates
+    *_, sessions = await all_told(monkeypatch, given, [], [], settled=False)
+    assert (sessions.skipped, sessions.faults) == (True, 0)
 
 
 @pytest.mark.parametrize(

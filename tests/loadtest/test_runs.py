@@ -17,7 +17,7 @@ import trio_asyncio
 from tests.e2e.daemon import REPOSITORY, Daemon
 from tests.e2e.waiting import eventually
 from tests.loadtest.conftest import RECORDINGS, environment
-from tests.loadtest.peer import Forgetful, Forging, standing_before
+from tests.loadtest.peer import Cutting, Forgetful, Forging, standing_before
 
 # This machine may be slow while other tests run: what is judged here is what was lost, never a time.
 NO_PROMISES = ("--slo", "")
@@ -126,6 +126,20 @@ async def test_a_view_that_is_not_what_the_daemon_knows_is_found_out(command, sh
     assert re.search(r"-0*7-\d+$", candidate)
     assert candidate in done.stdout
     assert [check["name"] for check in found["checks"] if check["faults"]] == [wrong["name"]]
+
+
+async def test_subscribers_that_are_cut_off_instead_of_alerted_are_no_success(command, shared_daemon, tmp_path):
+    """The daemon goes on, so nothing excuses it: nobody can tell whether an alert would have come."""
+    async with standing_before(Cutting(shared_daemon.port)) as proxy:
+        load = ("--students", 6, "--rate", 20, "--duration", "4s", *NO_PROMISES, "--json", tmp_path / "a.json")
+        done = await trio.to_thread.run_sync(lambda: command("classroom-200", "--target", proxy.url, *load))
+    assert proxy.cuts > 0
+    assert done.returncode == 1, done.stdout + done.stderr
+    found = json.loads((tmp_path / "a.json").read_text())
+    kept = account(found, "kept, every subscriber")
+    assert 0 < kept["faults"] <= proxy.cuts
+    assert "times closed with 1006" in kept["note"]
+    assert [check["name"] for check in found["checks"] if check["faults"]] == [kept["name"]]
 
 
 async def test_what_is_in_influxdb_is_not_missed_in_postgresql(command, influx_database, database, data_dir, tmp_path):

@@ -148,7 +148,10 @@ async def test_a_daemon_that_says_nothing_is_told_so(monkeypatch):
     assert (check.faults, check.note) == (2, "not told in time")
 
 
-@pytest.mark.parametrize(("told", "note"), [(None, "cannot ask: HTTP 503"), ({"users": {}}, "cannot ask: no overview")])
+@pytest.mark.parametrize(
+    ("told", "note"),
+    [(None, "cannot ask: HTTP 503"), ({"users": {}}, "cannot ask: no overview: 'summary' is not in it")],
+)
 async def test_a_daemon_that_does_not_tell_is_at_fault(monkeypatch, told, note):
     check, _ = await shown(monkeypatch, [following(users={}), following(users={})], told)
     assert (check.faults, check.note) == (2, note)
