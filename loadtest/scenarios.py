@@ -58,6 +58,7 @@ class Scenario:
     def checked(self) -> "Scenario":
         """Itself, when it is within bounds; else UsageError."""
         weights = [weight for _, weight in self.mix]
+        least_s = max((getattr(kind, "least_s", 0.0) for kind, _ in self.mix), default=0.0)
         faults = {
             "mix: at least one kind of student, no weight under 0, not all 0": min(weights, default=-1)
             >= 0
@@ -65,7 +66,7 @@ class Scenario:
             f"students: 1 to {MOST_PEOPLE}": 1 <= self.students <= MOST_PEOPLE,
             "classes: 1 to the number of students": 1 <= self.classes <= self.students,
             "instructors: 0 to 2000": 0 <= self.instructors <= 2000,
-            f"duration: over 0, at most {LONGEST_S / 3600:.0f} h": 0 < self.duration_s <= LONGEST_S,
+            f"duration: over {least_s:g} s, at most {LONGEST_S / 3600:.0f} h": least_s < self.duration_s <= LONGEST_S,
             f"rate: over 0, at most {HIGHEST_RATE:,.0f} events a second": 0 < self.events_per_s <= HIGHEST_RATE,
         }
         for fault, holds in faults.items():

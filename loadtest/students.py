@@ -149,6 +149,7 @@ class BurstyClass(Learner):
     first_moment_s = 8.0
     every_s = 10.0
     spread_s = 2.0
+    least_s = first_moment_s + spread_s
     error_rate = 0.3
 
     @task(1)

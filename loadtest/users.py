@@ -13,6 +13,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from math import inf
 from typing import Any, ClassVar, Final, TypeAlias, TypeVar, overload
 
 from loadtest.errors import UsageError
@@ -64,7 +65,12 @@ def task(weight: float) -> Callable[[Callable[[U], Steps]], Callable[[U], Steps]
 @overload
 def task(weight: Callable[[U], Steps]) -> Callable[[U], Steps]: ...
 def task(weight: Any) -> Any:
-    """Mark a method as a task, `@task(3)` or `@task` (weight 1); of all one is drawn by weight, again and again."""
+    """Mark a method as a task, `@task(3)` or `@task` (weight 1); of all one is drawn by weight, again and again.
+
+    UsageError for a weight that is not over 0.
+    """
+    if not callable(weight) and not 0 < weight < inf:
+        raise UsageError(f"@task({weight}): a weight is a number over 0")
 
     def mark(method: Callable[[U], Steps]) -> Callable[[U], Steps]:
         method.__dict__["weight"] = 1.0 if callable(weight) else weight
@@ -79,6 +85,7 @@ class VirtualUser:
     tasks: ClassVar[Sequence[Task]] = ()
     weights: ClassVar[Sequence[float]] = ()
     endless: ClassVar[bool] = True  # whether its steps have no end of themselves
+    least_s: ClassVar[float] = 0.0  # a load that is not longer (seconds) does not come to what this one is for
 
     def __init_subclass__(cls) -> None:
         """Gather the tasks, inherited ones first."""
@@ -119,10 +126,12 @@ class VirtualUser:
             raise UsageError(f"{type(self).__name__}: a task yields steps, and one of its tasks does not")
         for step in steps:
             match step:
-                case (int() | float() as wait_s, Post() | Get() as action):
+                case (int() | float() as wait_s, Post() | Get() as action) if 0 <= wait_s < inf:
                     pass
                 case _:
-                    raise UsageError(f"{type(self).__name__}: a task yields (seconds, action), and one yields {step!r}")
+                    raise UsageError(
+                        f"{type(self).__name__}: a task yields (seconds from 0 on, action), and one yields {step!r}"
+                    )
             due_s = self.offset_s + wait_s
             while self._asides and self._asides[0][0] <= due_s:
                 aside_s, _, aside = heappop(self._asides)

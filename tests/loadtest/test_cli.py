@@ -47,6 +47,7 @@ from tests.loadtest.peer import answer, serving
         (["classroom-200", "--duration", "7 days"], "not a duration"),
         (["classroom-200", "--duration", "9h"], "at most 6 h"),
         (["soak", "--duration", "6h"], "say --max-events 7128000"),
+        (["burst", "--local", "--duration", "10s"], "burst: duration: over 10 s"),
         (["classroom-200", "--students", "99999"], "students: 1 to 50000"),
         (["classroom-200", "--rate", "-3"], "rate"),
         (["classroom-200", "--shape", "hill:5s"], "expected ramp"),

@@ -84,7 +84,7 @@ def test_who_has_nothing_to_do_is_told():
     for kind, says in (
         (Idle, "Idle has no task"),
         (Empty, "yield no step"),
-        (Odd, r"Odd: a task yields \(seconds, action\), and one yields 1$"),
+        (Odd, r"Odd: a task yields \(seconds from 0 on, action\), and one yields 1$"),
         (Bare, "Bare: a task yields steps"),
         (Late, "Late: a task yields"),
     ):
@@ -197,3 +197,20 @@ def test_instructors_look_at_their_own_class():
     assert f"/api/v1/classes/{person.class_id}/overview" in paths
     asked = {int(path.split("student")[1][:5]) % 20 for path in paths if "/users/" in path}
     assert asked == {3}
+
+
+@pytest.mark.parametrize("wait_s", [-1.0, float("nan"), float("inf")])
+def test_nobody_waits_for_less_than_nothing_or_for_ever(wait_s):
+    class Odd(VirtualUser):
+        @task
+        def wait(self):
+            yield wait_s, Get("/livez")
+
+    with pytest.raises(UsageError, match="seconds from 0 on"):
+        next(Odd(Person(0, "a", "ann", "", ""), "1", 1.0).steps())
+
+
+@pytest.mark.parametrize("weight", [0, -20, float("nan"), float("inf")])
+def test_a_task_has_a_weight_over_0(weight):
+    with pytest.raises(UsageError, match="over 0"):
+        task(weight)
