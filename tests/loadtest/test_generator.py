@@ -14,7 +14,7 @@ from loadtest.generator import Generator
 from loadtest.histograms import Histogram
 from loadtest.ledger import ACKNOWLEDGED, REFUSED, UNKNOWN
 from loadtest.plan import Plan, clock
-from loadtest.pulse import PULSE_S, pulse
+from loadtest.pulse import PULSE_S, pulse, working
 from loadtest.result import histograms_of, limits
 from loadtest.users import Post
 from tests.loadtest.peer import answer, serving
@@ -285,6 +285,14 @@ async def test_it_says_when_it_is_itself_too_slow():
     told = limits(generator.tally, processes=1)
     assert told.saturated
     assert "the generator saturates" in told.says
+
+
+def test_work_is_measured_by_what_the_processor_did():
+    with working() as work:
+        began = time.process_time()
+        while time.process_time() - began < 0.05:
+            pass
+    assert work.cores > 0
 
 
 async def test_it_is_bounded_by_a_count_too():
